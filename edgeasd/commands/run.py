@@ -1,0 +1,73 @@
+"""`edgeasd run`: the daemon."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeasd.commands.common import (
+    BundleOption,
+    ConfigOption,
+    DeviceOption,
+    EngineOption,
+    HopOption,
+    MqttOption,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def run(  # noqa: PLR0913  # one parameter an option
+    *,
+    device: DeviceOption = None,
+    bundle: BundleOption = None,
+    mqtt: MqttOption = None,
+    config: ConfigOption = None,
+    duration: Annotated[float | None, typer.Option(metavar="SECONDS", min=0.1, help="Stop after this.")] = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop when every source has been judged once.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the messages, send none.")] = False,
+    hop: HopOption = None,
+    engine: EngineOption = None,
+    node: Annotated[str | None, typer.Option(metavar="NAME", help="Name of this node in topics.")] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="auto|journal|json|text", help="Form of the log.")] = None,
+) -> None:
+    """Listen to microphones and publish scores and events.
+
+    --device may be given several times; each is a source, mic0, mic1 and so on. Without a broker the messages are
+    printed as JSON lines.
+    """
+    from edgeasd.daemon import RunOptions
+    from edgeasd.daemon import run as run_daemon
+    from edgeasd.line import HungError
+    from edgeasd.logs import set_up_logging
+    from edgeasd.publishing import without_broker
+    from edgeasd.settings import load_settings
+
+    overrides: dict[str, Any] = {
+        "bundle": bundle,
+        "engine": engine,
+        "windows": {"hop_s": hop},
+        "mqtt": {"url": mqtt},
+        "node": {"name": node},
+        "log": {"format": log_format},
+        "sources": _sources(device),
+    }
+    settings = load_settings(config, overrides)
+    set_up_logging(level=settings.log.level, form=settings.log.format)
+    try:
+        run_daemon(without_broker(settings) if dry_run else settings, RunOptions(duration_s=duration, once=once))
+    except HungError as exc:
+        # Its thread sits in the sound system for good, and would hold up an orderly exit.
+        print(f"edgeasd: {exc}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(exc.exit_code)
+
+
+def _sources(devices: Sequence[str] | None) -> list[dict[str, str]] | None:
+    if not devices:
+        return None
+    return [{"name": f"mic{index}", "device": device} for index, device in enumerate(devices)]
