@@ -1,0 +1,1 @@
+"""From sound cards and recordings to windows of contiguous sound."""

@@ -1,0 +1,173 @@
+"""One open stream of a microphone: found by name, opened at a rate it has, read by blocking calls."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeasd.capture.alsa import Alsa, card_of
+from edgeasd.capture.convert import Channel, to_mono
+from edgeasd.capture.devices import resolve
+from edgeasd.capture.portaudio import PortAudio, PortDevice, error_text, input_devices
+from edgeasd.capture.source import SourceSpec
+from edgeasd.errors import EdgeasdError, NoPermissionError, UnavailableError
+from edgeasd.records import FloatArray
+
+_NATIVE_RATES_HZ = (48_000, 44_100, 32_000, 96_000, 192_000, 22_050, 16_000, 8_000)
+_BUFFER_BLOCKS = 4
+"""PortAudio splits the latency it is asked for into four periods: so one period is one block, and one wake-up."""
+_MAX_REAL_CHANNELS = 8
+"""A device that claims more is no card but a plugin, which mixes down to as many as it is asked for."""
+_INVALID_RATE = -9997
+
+
+class AppearedError(UnavailableError):
+    """Raised for a device that came while other streams are open: they are recalled, and the next attempt sees it."""
+
+
+@dataclass(slots=True)
+class InputStream:
+    """A running stream; closed through PortAudio.close, which counts the open ones."""
+
+    raw: Any
+    """sounddevice.RawInputStream of float32, interleaved."""
+    device_name: str
+    native_rate_hz: int
+    n_channels: int
+    _block_frames: int
+    _channel: Channel
+    _error: Any
+
+    def read(self) -> tuple[FloatArray, bool]:
+        """Wait for the next block; return mono samples, shape (n,), and whether sound was lost before it, if known.
+
+        UnavailableError when the device is gone.
+        """
+        try:
+            raw, overflowed = self.raw.read(self._block_frames)
+        except self._error as error:
+            raise UnavailableError(f"{self.device_name}: lost ({error_text(error)})") from error
+        samples = np.frombuffer(raw, dtype=np.float32)
+        if self.n_channels > 1:
+            samples = to_mono(samples.reshape(-1, self.n_channels), self._channel)
+        return samples, overflowed
+
+
+def open_stream(
+    spec: SourceSpec, *, audio: PortAudio, alsa: Alsa, refused_rates_hz: Collection[int] = ()
+) -> InputStream:
+    """Find the device anew and start capturing; UnavailableError or NoPermissionError, which say why, if that fails.
+
+    Opens at `native_rate_hz` where one is set, else at the model's rate, else at the first common one that opens.
+    """
+    listed: list[PortDevice] = []
+    fresh = True
+    try:
+        with audio.session() as session:
+            fresh = session.fresh
+            listed = input_devices(session.sounddevice)
+            device = _find(spec.device, listed, alsa, fresh=fresh)
+            stream = _open(device, spec, session.sounddevice, alsa=alsa, refused_rates_hz=refused_rates_hz)
+            audio.opened()
+            return stream
+    except UnavailableError as trouble:
+        if fresh or not _seen_by_another(spec.device, listed, audio, alsa):
+            raise
+        audio.recall()
+        raise AppearedError(
+            f"{spec.device}: has come, and opens as soon as the other microphones have paused"
+        ) from trouble
+
+
+def _find(wanted: str, listed: Sequence[PortDevice], alsa: Alsa, *, fresh: bool) -> PortDevice:
+    cards = alsa.cards()
+    device = resolve(wanted, listed, alsa, cards)
+    place = card_of(device.name)
+    if fresh or place is None:
+        return device
+    # In an old list a number may stand for a card that has left it to another.
+    if any(card.number == place[0] and device.name.startswith(card.name) for card in cards):
+        return device
+    raise UnavailableError(f"{wanted}: not plugged in any more")
+
+
+def _seen_by_another(wanted: str, listed: Sequence[PortDevice], audio: PortAudio, alsa: Alsa) -> bool:
+    """Return whether a fresh PortAudio finds a device that is missing from our list."""
+    names = audio.probe()
+    known = {device.name for device in listed}
+    fresh = [PortDevice(index, name, "", 1, 0, is_default=False) for index, name in enumerate(names)]
+    try:
+        return resolve(wanted, fresh, alsa, alsa.cards()).name not in known
+    except (UnavailableError, NoPermissionError):
+        return False
+
+
+def _open(
+    device: PortDevice, spec: SourceSpec, sounddevice: Any, *, alsa: Alsa, refused_rates_hz: Collection[int]
+) -> InputStream:
+    n_channels = _channels(device, spec)
+    rates_hz = [rate_hz for rate_hz in _candidates_hz(device, spec) if rate_hz not in refused_rates_hz]
+    for rate_hz in rates_hz:
+        try:
+            raw = sounddevice.RawInputStream(
+                device=device.index,
+                channels=n_channels,
+                samplerate=rate_hz,
+                dtype="float32",
+                latency=_BUFFER_BLOCKS * spec.block_ms / 1000,
+            )
+            _start(raw)
+        except sounddevice.PortAudioError as error:
+            if _code(error) == _INVALID_RATE:
+                continue
+            raise _explain(device, spec, error, alsa) from error
+        block_frames = max(1, rate_hz * spec.block_ms // 1000)
+        return InputStream(
+            raw, device.name, rate_hz, n_channels, block_frames, spec.channel, sounddevice.PortAudioError
+        )
+    if not rates_hz:
+        raise UnavailableError(f"{spec.device}: delivered at none of its rates what it promised")
+    tried = ", ".join(str(rate_hz) for rate_hz in rates_hz)
+    raise UnavailableError(f"{spec.device}: opens at none of {tried} Hz; set native_rate_hz to a rate it has")
+
+
+def _start(raw: Any) -> None:
+    try:
+        raw.start()
+    except Exception:
+        raw.close(ignore_errors=True)
+        raise
+
+
+def _channels(device: PortDevice, spec: SourceSpec) -> int:
+    """Return how many channels to open: the leading ones, up to the one that is wanted."""
+    is_plugin = device.max_channels > _MAX_REAL_CHANNELS
+    if spec.channel == "mix":
+        return 1 if is_plugin else device.max_channels
+    if spec.channel >= device.max_channels:
+        count = "1 channel" if device.max_channels == 1 else f"{device.max_channels} channels"
+        raise UnavailableError(f"{spec.device}: has {count}, no channel {spec.channel} (counted from 0)")
+    return spec.channel + 1
+
+
+def _candidates_hz(device: PortDevice, spec: SourceSpec) -> list[int]:
+    if spec.native_rate_hz is not None:
+        return [spec.native_rate_hz]
+    default = [device.default_rate_hz] if device.default_rate_hz >= spec.rate_hz else []
+    return list(dict.fromkeys([spec.rate_hz, *default, *_NATIVE_RATES_HZ]))
+
+
+def _explain(device: PortDevice, spec: SourceSpec, error: Exception, alsa: Alsa) -> EdgeasdError:
+    place = card_of(device.name)
+    if place is not None:
+        card = next((card for card in alsa.cards() if card.number == place[0]), None)
+        if card is not None and alsa.holder(*place) is not None:
+            return alsa.explain(spec.device, card, place[1])
+    return UnavailableError(f"{spec.device}: does not open ({error_text(error)})")
+
+
+def _code(error: Exception) -> int | None:
+    return error.args[1] if len(error.args) > 1 and isinstance(error.args[1], int) else None
