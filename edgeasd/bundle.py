@@ -1,0 +1,264 @@
+"""The bundle: one file that carries a model and everything needed to trust and to use it.
+
+A stored zip of manifest.json, model.onnx, golden.npz and card.md. `read_bundle` verifies all that can be verified
+without running the model; the golden test, on opening an engine, does the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import struct
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from edgeasd.errors import BundleError, CannotWriteError
+from edgeasd.manifest import CalibrationTable, Inputs, Manifest, Provenance, first_fault
+from edgeasd.onnxgraph import FLOAT32, GraphInfo, TensorInfo, read_graph
+from edgeasd.records import FloatArray
+
+__all__ = [
+    "Bundle",
+    "CalibrationTable",
+    "Golden",
+    "Inputs",
+    "Manifest",
+    "Provenance",
+    "check_graph",
+    "read_bundle",
+    "write_bundle",
+]
+
+
+MIB = 1 << 20
+MEMBER_LIMITS = {"manifest.json": MIB, "model.onnx": 256 * MIB, "golden.npz": 16 * MIB, "card.md": MIB}
+"""The members, in the order they are written, and the most bytes each may have."""
+_MAX_BUNDLE_BYTES = sum(MEMBER_LIMITS.values()) + MIB
+_MAX_GOLDEN_WINDOWS = 64
+_END_OF_ZIP_BYTES = 22
+_MAX_DIRECTORY_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Some windows and what the model made of them where it was trained."""
+
+    inputs: Mapping[str, FloatArray]
+    """By graph input; shape (windows, ..)."""
+    outputs: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle that was read and found whole; its golden test is still to come."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    """Of the whole file."""
+    model_onnx: bytes
+    golden: Golden
+    card: str
+
+
+def read_bundle(path: Path | str) -> Bundle:
+    """Return the verified bundle at `path`; BundleError says what is wrong with it."""
+    path = Path(path)
+    try:
+        data = _read_file(path)
+        members = _read_members(data)
+        manifest = _read_manifest(members)
+        check_graph(read_graph(members["model.onnx"]), manifest)
+        golden = _read_golden(members["golden.npz"], manifest)
+        card = members["card.md"].decode("utf-8", errors="replace")
+    except BundleError as exc:
+        raise BundleError(f"{path}: {exc}") from exc
+    return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), members["model.onnx"], golden, card)
+
+
+def write_bundle(path: Path | str, *, manifest: Manifest, model_onnx: bytes, golden: Golden, card: str) -> Manifest:
+    """Write a bundle in one step, so that no reader ever sees half of it, and return the manifest with its digests."""
+    members = {"model.onnx": model_onnx, "golden.npz": _pack_golden(golden), "card.md": card.encode()}
+    manifest = manifest.model_copy(update={"sha256": {name: _sha256(data) for name, data in members.items()}})
+    members = {"manifest.json": manifest.model_dump_json(indent=1).encode(), **members}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED, strict_timestamps=True) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    _replace_file(Path(path), packed.getvalue())
+    return manifest
+
+
+def check_graph(graph: GraphInfo, manifest: Manifest) -> None:
+    """Refuse a graph whose inputs and outputs are not exactly those the manifest promises."""
+    inputs: dict[str, tuple[int | str, ...]] = {
+        name: ("batch", *shape) for name, shape in manifest.input_shapes().items()
+    }
+    if sorted(value.name for value in graph.inputs) != sorted(inputs):
+        raise BundleError(f"model.onnx: takes {[v.name for v in graph.inputs]}, the manifest says {sorted(inputs)}")
+    for value in graph.inputs:
+        _check_value(value, inputs[value.name])
+    if [value.name for value in graph.outputs] != manifest.outputs:
+        raise BundleError(f"model.onnx: gives {[v.name for v in graph.outputs]}, the manifest says {manifest.outputs}")
+    spec = manifest.inputs.log_mel
+    widths: dict[str, tuple[int | str, ...]] = {"score": (), "residual": (spec.n_rows if spec else "rows",)}
+    for value in graph.outputs:
+        _check_value(value, ("batch", *widths.get(value.name, ("width",))))
+
+
+def _check_value(value: TensorInfo, expected: tuple[int | str, ...]) -> None:
+    """Refuse a wrong type or shape; a string stands for a free dimension first, for any fixed size elsewhere."""
+    shape_ok = len(value.dims) == len(expected) and isinstance(value.dims[0], str)
+    if shape_ok:
+        pairs = zip(value.dims[1:], expected[1:], strict=True)
+        shape_ok = all(isinstance(a, int) and a >= 1 and (isinstance(b, str) or a == b) for a, b in pairs)
+    if value.element_type != FLOAT32 or not shape_ok:
+        shape = ", ".join(str(dim) for dim in expected)
+        raise BundleError(f"model.onnx: {value.name} is not float32 of shape [{shape}]")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError("is not a file")
+            if status.st_size > _MAX_BUNDLE_BYTES:
+                raise BundleError(f"is {status.st_size // MIB} MiB long, the limit is {_MAX_BUNDLE_BYTES // MIB}")
+            return file.read(_MAX_BUNDLE_BYTES)
+    except OSError as exc:
+        raise BundleError(f"cannot be read: {exc.strerror}") from exc
+
+
+def _read_members(data: bytes) -> dict[str, bytes]:
+    """Return the members of the zip; refuses anything but the four, stored, each once, within their limits."""
+    archive = _open_zip(data)
+    names = [info.filename for info in archive.infolist()]
+    if len(set(names)) != len(names):
+        raise BundleError("holds a member twice")
+    for name in sorted(set(names) ^ set(MEMBER_LIMITS)):
+        raise BundleError(f"holds a member {name!r} that is not known" if name in names else f"lacks {name}")
+    return {name: _read_member(archive, name, limit) for name, limit in MEMBER_LIMITS.items()}
+
+
+def _open_zip(data: bytes) -> zipfile.ZipFile:
+    """Open a zip whose directory is small and ends the file, so that reading it is cheap whatever it claims."""
+    end = data[-_END_OF_ZIP_BYTES:]
+    if len(end) < _END_OF_ZIP_BYTES or not end.startswith(b"PK\5\6") or end[-2:] != b"\0\0":
+        raise BundleError("is not a whole zip file")
+    directory_bytes, directory_start = struct.unpack("<2I", end[12:20])
+    if directory_bytes > _MAX_DIRECTORY_BYTES:
+        raise BundleError(f"has a directory of {directory_bytes} bytes, the limit is {_MAX_DIRECTORY_BYTES}")
+    if directory_start + directory_bytes + len(end) != len(data):
+        raise BundleError("is not a plain zip file: something lies before or behind it")
+    try:
+        return zipfile.ZipFile(io.BytesIO(data))
+    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError, NotImplementedError) as exc:
+        raise BundleError(f"is not a zip file that can be read: {exc}") from exc
+
+
+def _read_member(archive: zipfile.ZipFile, name: str, limit_bytes: int) -> bytes:
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise BundleError(f"{name}: is compressed, members are stored")
+    if info.file_size > limit_bytes:
+        raise BundleError(f"{name}: is {info.file_size} bytes long, the limit is {limit_bytes}")
+    try:
+        data = archive.read(info)
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as exc:
+        raise BundleError(f"{name}: cannot be read: {exc}") from exc
+    if len(data) != info.file_size:
+        raise BundleError(f"{name}: is cut short")
+    return data
+
+
+def _read_manifest(members: Mapping[str, bytes]) -> Manifest:
+    try:
+        manifest = Manifest.model_validate_json(members["manifest.json"])
+    except ValidationError as exc:
+        raise BundleError(f"manifest.json: {first_fault(exc)}") from exc
+    digests = {name: _sha256(data) for name, data in members.items() if name != "manifest.json"}
+    for name in sorted(set(digests) | set(manifest.sha256)):
+        if manifest.sha256.get(name) != digests.get(name):
+            raise BundleError(f"{name}: does not have the sha256 that the manifest gives")
+    return manifest
+
+
+def _read_golden(data: bytes, manifest: Manifest) -> Golden:
+    inputs = {f"input.{name}": shape for name, shape in manifest.input_shapes().items()}
+    expected = {*inputs, *(f"output.{name}" for name in manifest.outputs)}
+    archive = _open_zip(data)
+    if sorted(info.filename for info in archive.infolist()) != sorted(f"{key}.npy" for key in expected):
+        raise BundleError("golden.npz: does not hold exactly the graph's inputs and outputs")
+    limit_bytes = MEMBER_LIMITS["golden.npz"]
+    arrays = {key: _read_array(_read_member(archive, f"{key}.npy", limit_bytes), key) for key in sorted(expected)}
+    n_windows = len(arrays["output.score"])
+    if not 1 <= n_windows <= _MAX_GOLDEN_WINDOWS or any(len(array) != n_windows for array in arrays.values()):
+        raise BundleError(f"golden.npz: does not hold 1 to {_MAX_GOLDEN_WINDOWS} windows throughout")
+    for key, shape in inputs.items():
+        if arrays[key].shape[1:] != shape:
+            raise BundleError(f"golden.npz: {key} has windows of shape {arrays[key].shape[1:]}, not {shape}")
+    return Golden(_with_prefix(arrays, "input."), _with_prefix(arrays, "output."))
+
+
+def _read_array(npy: bytes, key: str) -> FloatArray:
+    """Return a float32 array from the bytes of an .npy file; nothing is allocated before the sizes agree."""
+    file = io.BytesIO(npy)
+    try:
+        np.lib.format.read_magic(file)
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, EOFError, SyntaxError, TypeError) as exc:
+        raise BundleError(f"golden.npz: {key} is not an array") from exc
+    values = npy[file.tell() :]
+    n_values = int(np.prod([int(n) for n in shape], dtype=object)) if shape else 0
+    if dtype != np.dtype("<f4") or fortran_order or n_values * 4 != len(values) or not n_values:
+        raise BundleError(f"golden.npz: {key} is not a plain float32 array of the size it claims")
+    array = np.frombuffer(values, np.float32).reshape(shape)
+    if not np.isfinite(array).all():
+        raise BundleError(f"golden.npz: {key} holds values that are not finite")
+    return array
+
+
+def _pack_golden(golden: Golden) -> bytes:
+    packed = io.BytesIO()
+    groups = (("input", golden.inputs), ("output", golden.outputs))
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for key, array in [(f"{group}.{name}", a) for group, arrays in groups for name, a in sorted(arrays.items())]:
+            npy = io.BytesIO()
+            np.lib.format.write_array(npy, np.ascontiguousarray(array, "<f4"), version=(1, 0), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy"), npy.getvalue())
+    return packed.getvalue()
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Write to a temporary file in the same directory, flush it to the disk, and rename it."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                os.fchmod(descriptor, 0o644)
+                file.write(data)
+                file.flush()
+                os.fsync(descriptor)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise CannotWriteError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _with_prefix(arrays: Mapping[str, FloatArray], prefix: str) -> dict[str, FloatArray]:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}

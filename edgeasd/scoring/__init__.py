@@ -1,0 +1,1 @@
+"""From windows to opinions, scores and events."""
