@@ -1,0 +1,123 @@
+"""What happens to a second of sound: front end, model, second opinion, alarm. One object, live and in replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgeasd.features.mel import MelSpec
+from edgeasd.records import FloatArray, Opinion, Skipped, Window
+from edgeasd.scoring.front import SharedFrontEnd
+from edgeasd.scoring.jury import AlarmPolicy, Grid, Model, swear_in
+from edgeasd.scoring.listener import Heard, Inspect, Listener, Said
+
+
+class Pipeline:
+    """Judges the windows of any number of sources with one engine.
+
+    `process` takes what the window readers hand out, in order, and returns what there is to say, in order. The state of
+    a source is made when its first window comes and dropped by `finish`.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        model: Model | None,
+        novelty: MelSpec | None,
+        policy: AlarmPolicy,
+        inspect: Inspect,
+    ) -> None:
+        """`novelty` is the front end of the second opinion; None leaves the model to judge alone."""
+        assert model is not None or novelty is not None
+        self._grid = grid
+        self._model = model
+        self._novelty = novelty
+        self._model_spec = None if model is None else model.manifest.inputs.log_mel
+        self._jury = swear_in(grid, model=model, has_novelty=novelty is not None, policy=policy)
+        self._inspect = inspect
+        self._listeners: dict[str, Listener] = {}
+        self._fronts: dict[str, SharedFrontEnd] = {}
+
+    @property
+    def confirms(self) -> bool:
+        """Return whether windows get a second look."""
+        return self._novelty is not None
+
+    @property
+    def threshold(self) -> float:
+        """Return the score at which an event starts at once."""
+        return self._jury.threshold
+
+    def join(self, novelty: Opinion | None, model: Opinion | None) -> Opinion:
+        """Return the joined opinion; its score is -log10 of its p-value."""
+        return self._jury.join(novelty, model)
+
+    def process(self, items: Sequence[Window | Skipped]) -> list[tuple[str, Said]]:
+        """Judge windows of one or several sources, those of a source in order; return what is said of which source."""
+        heard = [self._listener(item.source).hear(item) for item in items if isinstance(item, Window)]
+        for source in {one.window.source for one in heard}:
+            self._add_features(source, [one for one in heard if one.window.source == source])
+        self._ask_model([one for one in heard if one.fault is None])
+        told: list[tuple[str, Said]] = []
+        upcoming = iter(heard)
+        for item in items:
+            listener = self._listener(item.source)
+            said = listener.judge(next(upcoming)) if isinstance(item, Window) else listener.skip(item)
+            told += [(item.source, one) for one in said]
+        return told
+
+    def finish(self, source: str) -> list[Said]:
+        """Say what is left to say of a source whose sound has ended, and forget it."""
+        self._fronts.pop(source, None)
+        listener = self._listeners.pop(source, None)
+        return [] if listener is None else listener.finish()
+
+    def alarm_active(self, source: str) -> bool:
+        """Return whether an event of the source is under way."""
+        return source in self._listeners and self._listeners[source].alarm_active
+
+    def _listener(self, source: str) -> Listener:
+        if source not in self._listeners:
+            self._listeners[source] = Listener(
+                source,
+                self._grid,
+                jury=self._jury,
+                model=self._model,
+                novelty=self._novelty,
+                inspect=self._inspect,
+            )
+        return self._listeners[source]
+
+    def _add_features(self, source: str, heard: Sequence[Heard]) -> None:
+        """Fill in the log mel of one source's windows."""
+        specs = [spec for spec in (self._model_spec, self._novelty) if spec is not None]
+        if not specs:
+            return
+        if source not in self._fronts:
+            self._fronts[source] = SharedFrontEnd(
+                specs, window_frames=self._grid.window_frames, hop_frames=self._grid.hop_frames
+            )
+        rows = self._fronts[source].push([one.window for one in heard], [one.samples for one in heard])
+        if self._model_spec is not None:
+            for one, own in zip(heard, rows[0], strict=True):
+                one.model_rows = own
+        if self._novelty is not None:
+            for one, own in zip(heard, rows[-1], strict=True):
+                one.novelty_rows = own
+
+    def _ask_model(self, heard: Sequence[Heard]) -> None:
+        """Fill in the model's scores of all windows, of all sources, in one batch."""
+        if self._model is None or not heard:
+            return
+        inputs: dict[str, FloatArray] = {}
+        if self._model_spec is not None:
+            rows = [one.model_rows for one in heard if one.model_rows is not None]
+            inputs["log_mel"] = np.ascontiguousarray(np.stack(rows).transpose(0, 2, 1))  # (B, n_rows, n_frames)
+        if self._model.manifest.inputs.waveform:
+            inputs["waveform"] = np.stack([one.samples for one in heard])  # (B, window_frames)
+        outputs = self._model.engine.score(inputs)
+        for index, one in enumerate(heard):
+            one.model_score = float(outputs.score[index])
+            one.model_residual = None if outputs.residual is None else outputs.residual[index]
