@@ -1,0 +1,163 @@
+"""What travels inside the publish stage: messages as the wire knows them, parcels as they wait to be sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+Payload = Mapping[str, object] | str
+"""A JSON object, or a plain word such as `online` or `ON`."""
+
+
+class Kind(StrEnum):
+    """What a message is, which decides how hard it is held on to."""
+
+    SCORE = "score"
+    """Kept in memory while the broker answers, in the outbox while it does not."""
+    EVENT = "event"
+    """Committed to the outbox before it counts as accepted; likewise `NOTICE` and `GAP`."""
+    NOTICE = "notice"
+    GAP = "gap"
+    STATE = "state"
+    """Retained: only the latest of a topic matters; sent again on every connect."""
+    LEVEL = "level"
+    """Worth something only now: discarded, and counted, while the broker is away; likewise `HEALTH`."""
+    HEALTH = "health"
+
+    @property
+    def committed(self) -> bool:
+        """Return whether acceptance means that the message lies on disk."""
+        return self in (Kind.EVENT, Kind.NOTICE, Kind.GAP)
+
+    @property
+    def numbered(self) -> bool:
+        """Return whether the message carries an `id` and a `seq`, so that a subscriber can count losses."""
+        return self is Kind.SCORE or self.committed
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One thing to say, with its topic; what `Wire` makes and a `Publisher` takes."""
+
+    topic: str
+    payload: Payload
+    kind: Kind
+    qos: int
+    retain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """An accepted message: encoded, numbered, on its way."""
+
+    topic: str
+    kind: Kind
+    body: bytes
+    qos: int = 1
+    retain: bool = False
+    id: str = ""
+    """The same on every copy; empty for what is not numbered."""
+    number: int = 0
+    """Position among the numbered messages of this boot, from 1."""
+    row: int = 0
+    """Place in the outbox; 0 when it lives in memory only."""
+
+    @property
+    def key(self) -> str:
+        """Return what identifies the parcel from one connection to the next."""
+        return self.id or self.topic
+
+
+@dataclass(frozen=True, slots=True)
+class GapRecord:
+    """Which messages a full outbox gave up; ids between the two that did arrive are not among them."""
+
+    from_id: str
+    to_id: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherStats:
+    """How publishing fares; counters run from the start of the process."""
+
+    connected: bool
+    protocol: str
+    """`5` or `3.1.1` for MQTT (with 3.1.1 a broker refuses messages without a word), else `jsonl`."""
+    reconnects: int = 0
+    published: int = 0
+    """Messages that the broker acknowledged; QoS 0 counts once written."""
+    in_flight: int = 0
+    waiting: int = 0
+    """Messages in memory that wait for their turn."""
+    spool_rows: int = 0
+    """Messages in the outbox."""
+    dropped: int = 0
+    """Scores and events given up because a bound was reached."""
+    discarded: int = 0
+    """Levels and health reports not sent because the broker was away."""
+    quarantined: int = 0
+    """Messages that the broker refused or that broke the connection; kept aside in the outbox."""
+    stalls: int = 0
+    """Connections in a row that stopped acknowledging; from 3 on the process is better restarted."""
+    durable: bool = True
+    """False while the state directory does not take events, so that they live in memory only."""
+
+
+class AccountLike(Protocol):
+    """What became of the sound of one source, in seconds; `edgeasd.health.ledger.Account` is one."""
+
+    @property
+    def scored_s(self) -> float:
+        """Return the seconds that were judged."""
+        ...
+
+    @property
+    def dropped_s(self) -> Mapping[str, float]:
+        """Return the seconds captured but not judged, by reason."""
+        ...
+
+    @property
+    def absent_s(self) -> Mapping[str, float]:
+        """Return the seconds never captured, by reason."""
+        ...
+
+    @property
+    def unexplained_s(self) -> float:
+        """Return the seconds nobody accounts for; more than zero is a bug."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a node is: retained on the info topic."""
+
+    version: str
+    backend: str | None
+    bundle: str | None
+    bundle_sha256: str | None
+    config_sha256: str | None
+    sources: tuple[str, ...]
+    mqtt_protocol: str
+    gpu: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealth:
+    """How a node fares: said every half minute, events or not."""
+
+    uptime_s: float
+    realtime_factor: float
+    """Seconds of sound judged in a second of computing."""
+    backlog_s: float
+    overruns: int
+    dropped_frames: int
+    rss_bytes: int
+    clock_synced: bool | None
+    publisher: PublisherStats
+    gpu_temperature_c: float | None = None
+    accounts: Mapping[str, AccountLike] = field(default_factory=dict)
+    """By source name."""
