@@ -1,0 +1,126 @@
+"""Putting the judging half of the node together: bundle, engine, grid and pipeline, the same for `run` and `replay`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeasd.bundle import Bundle, read_bundle
+from edgeasd.engine import EngineKind, open_engine
+from edgeasd.errors import SettingsError
+from edgeasd.features.mel import MelSpec
+from edgeasd.health.inputs import measure
+from edgeasd.scoring.calibration import Calibration
+from edgeasd.scoring.jury import AlarmPolicy, Grid, Model
+from edgeasd.scoring.novelty import NOVELTY_SPEC
+from edgeasd.scoring.pipeline import Pipeline
+from edgeasd.site import site_calibration
+
+DEFAULT_WINDOW_S = 1.0
+"""Window of a node without a bundle."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """Which judges sit, and how."""
+
+    bundle: Path | None = None
+    engine: EngineKind = "auto"
+    hop_s: float = 0.5
+    novelty: bool = True
+    policy: AlarmPolicy = AlarmPolicy()
+    state_dir: Path | None = None
+    """Where a site calibration may lie; None looks for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The judges, sworn in."""
+
+    pipeline: Pipeline
+    grid: Grid
+    bundle: Bundle | None
+    engine_name: str | None
+    calibrated_on_site: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will judge, known before anything heavy is loaded, so that capture can begin meanwhile."""
+
+    options: JudgeOptions
+    bundle: Bundle | None
+    framing: MelSpec
+    """Front end of the second opinion; its framing is the model's where there is one."""
+    grid: Grid
+
+
+def plan_judges(options: JudgeOptions) -> Plan:
+    """Read and verify the bundle, if any, and lay out the grid of windows."""
+    bundle = None if options.bundle is None else read_bundle(options.bundle)
+    if bundle is None:
+        framing = NOVELTY_SPEC
+        window_frames = round(DEFAULT_WINDOW_S * framing.sample_rate_hz)
+    else:
+        manifest = bundle.manifest
+        framing = novelty_spec(manifest.inputs.log_mel, rate_hz=manifest.sample_rate_hz)
+        window_frames = manifest.window_frames
+    grid = make_grid(window_frames=window_frames, hop_s=options.hop_s, framing=framing)
+    return Plan(options, bundle, framing, grid)
+
+
+@contextmanager
+def seat_judges(plan: Plan) -> Iterator[Bench]:
+    """Open what judges; the engine has passed its golden test when this yields."""
+    if plan.bundle is None:
+        yield _bench(plan, model=None, on_site=False)
+        return
+    engine = open_engine(plan.bundle, plan.options.engine)
+    try:
+        state_dir = plan.options.state_dir
+        on_site = None if state_dir is None else site_calibration(state_dir, plan.bundle)
+        manifest = plan.bundle.manifest
+        model = Model(engine=engine, manifest=manifest, calibration=Calibration(on_site or manifest.calibration))
+        yield _bench(plan, model=model, on_site=on_site is not None)
+    finally:
+        engine.close()
+
+
+def _bench(plan: Plan, *, model: Model | None, on_site: bool) -> Bench:
+    pipeline = Pipeline(
+        plan.grid,
+        model=model,
+        novelty=plan.framing if plan.options.novelty else None,
+        policy=plan.options.policy,
+        inspect=measure,
+    )
+    return Bench(pipeline, plan.grid, plan.bundle, None if model is None else model.engine.name, on_site)
+
+
+def novelty_spec(model_spec: MelSpec | None, *, rate_hz: int) -> MelSpec:
+    """Return the second opinion's front end, on the model's framing where there is one, so that spectra are shared."""
+    if model_spec is not None:
+        n_fft, hop_frames = model_spec.n_fft, model_spec.hop_frames
+    else:
+        scale = rate_hz / NOVELTY_SPEC.sample_rate_hz
+        n_fft, hop_frames = 2 * round(NOVELTY_SPEC.n_fft * scale / 2), round(NOVELTY_SPEC.hop_frames * scale)
+    return replace(NOVELTY_SPEC, sample_rate_hz=rate_hz, n_fft=n_fft, hop_frames=hop_frames)
+
+
+def make_grid(*, window_frames: int, hop_s: float, framing: MelSpec) -> Grid:
+    """Put the hop on the grid of mel frames; SettingsError when it is out of range or off the grid."""
+    rate_hz = framing.sample_rate_hz
+    if not math.isfinite(hop_s):
+        raise SettingsError(f"windows.hop_s: {hop_s} is no number of seconds")
+    hop_frames, mel_hop_s = round(hop_s * rate_hz), framing.hop_frames / rate_hz
+    if not framing.hop_frames <= hop_frames <= window_frames:
+        raise SettingsError(
+            f"windows.hop_s: {hop_s:g} is not between one mel frame ({mel_hop_s:g} s) "
+            f"and the window ({window_frames / rate_hz:g} s)"
+        )
+    if hop_frames % framing.hop_frames or abs(hop_frames / rate_hz - hop_s) > 1e-9:
+        raise SettingsError(f"windows.hop_s: {hop_s:g} is no whole number of mel frames of {mel_hop_s:g} s")
+    return Grid(rate_hz, window_frames, hop_frames)

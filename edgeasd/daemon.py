@@ -1,0 +1,230 @@
+"""The daemon: opens everything in order, listens until told to stop, closes in reverse. The first file to read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges
+from edgeasd.capture.ring import Ring
+from edgeasd.capture.source import SourceSpec, open_microphone
+from edgeasd.capture.thread import CaptureThread
+from edgeasd.capture.windows import WindowReader
+from edgeasd.clock import FrameClock
+from edgeasd.errors import SettingsError
+from edgeasd.health.notify import Notifier
+from edgeasd.line import HungError, Line, Several, Taker, Track
+from edgeasd.reporter import Reporter, reporting
+from edgeasd.scoring.jury import AlarmPolicy, Grid
+from edgeasd.settings import Settings
+
+if TYPE_CHECKING:
+    from edgeasd.exporting import Exporter
+
+log = logging.getLogger(__name__)
+
+_STEP_S = 0.5
+_STOP_S = 3.0
+_MIN_BLOCK_MS, _MAX_BLOCK_MS = 20, 250
+"""Sound is read in blocks of half a hop within these bounds: each wakes three threads, and a hop ends with a block."""
+_MAX_STALLS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How long to listen."""
+
+    duration_s: float | None = None
+    """None listens until told to stop."""
+    once: bool = False
+    """End when every source has been judged once."""
+
+
+def judge_options(settings: Settings) -> JudgeOptions:
+    """Return what the settings say about judging."""
+    alarm = settings.alarm
+    return JudgeOptions(
+        bundle=settings.bundle,
+        engine=settings.engine,
+        hop_s=settings.windows.hop_s,
+        novelty=settings.novelty.enabled,
+        policy=AlarmPolicy(
+            false_alarms_per_hour=alarm.false_alarms.per_hour,
+            by=alarm.by,
+            release_s=alarm.release_s,
+            merge_s=alarm.merge_s,
+            update_s=alarm.update_s,
+        ),
+        state_dir=settings.state_dir,
+    )
+
+
+def run(settings: Settings, options: RunOptions) -> None:
+    """Listen until told to stop.
+
+    UnavailableError when a microphone hangs inside the sound system: the process must end, for its thread cannot.
+    """
+    if not settings.sources:
+        raise SettingsError(
+            "sources: none; give --device NAME, or sources in the settings (`edgeasd devices` lists them)"
+        )
+    stop = threading.Event()
+    notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
+    with ExitStack() as stack:
+        stack.enter_context(_stopped_by_signals(stop))
+        plan = plan_judges(judge_options(settings))
+        doorbell = threading.Condition()
+        # Capture comes first: sound cards take their time to open, and engine and publisher load meanwhile.
+        tracks = stack.enter_context(capturing(settings, plan.grid, doorbell))
+        bench = stack.enter_context(seat_judges(plan))
+        names = [source.name for source in settings.sources]
+        reporter = stack.enter_context(reporting(settings, bench, names))
+        exporter = stack.enter_context(_exporting(settings, reporter))
+        line = Line(tracks, bench.pipeline, doorbell=doorbell)
+        log.info("listening to %s, judged by %s", ", ".join(names), _judges(bench))
+        notifier.ready(f"listening to {', '.join(names)}")
+        _Loop(line, reporter, exporter, notifier, settings=settings, options=options).run(stop)
+        notifier.stopping()
+
+
+@contextmanager
+def _exporting(settings: Settings, reporter: Reporter) -> Iterator[Exporter | None]:
+    """Serve figures where a port is set; prometheus_client loads only there."""
+    if settings.metrics.port is None:
+        yield None
+        return
+    from edgeasd.exporting import exporting  # noqa: PLC0415
+
+    with exporting(settings, reporter, port=settings.metrics.port) as exporter:
+        yield exporter
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    def request_stop(number: int, _frame: object) -> None:
+        log.info("stopping on %s", signal.Signals(number).name)
+        stop.set()
+
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def capturing(settings: Settings, grid: Grid, doorbell: threading.Condition) -> Iterator[list[Track]]:
+    """Capture every source of the settings; on leaving, HungError when a thread does not end."""
+    tracks: list[Track] = []
+    try:
+        for wanted in settings.sources:
+            spec = SourceSpec(
+                name=wanted.name,
+                device=wanted.device,
+                rate_hz=grid.rate_hz,
+                channel=wanted.channel,
+                native_rate_hz=wanted.native_rate_hz,
+                block_ms=min(_MAX_BLOCK_MS, max(_MIN_BLOCK_MS, round(settings.windows.hop_s * 500))),
+            )
+            tracks.append(_open_track(spec, grid, doorbell, max_backlog_s=settings.windows.max_backlog_s))
+        yield tracks
+    finally:
+        until_s = time.monotonic() + _STOP_S
+        for track in tracks:
+            track.thread.stop()
+        left = [track for track in tracks if not track.thread.join(max(0.0, until_s - time.monotonic()))]
+        if left and not isinstance(sys.exception(), HungError):
+            raise HungError(left[0], stalled_s=_STOP_S)
+
+
+def _open_track(spec: SourceSpec, grid: Grid, doorbell: threading.Condition, *, max_backlog_s: float) -> Track:
+    backlog_frames = round(max_backlog_s * grid.rate_hz)
+    source = open_microphone(spec)
+    clock = FrameClock(grid.rate_hz)
+    ring = Ring(backlog_frames + 2 * grid.window_frames, policy="overwrite", doorbell=doorbell)
+    reader = WindowReader(
+        ring,
+        source=spec.name,
+        window_frames=grid.window_frames,
+        hop_frames=grid.hop_frames,
+        max_backlog_windows=max(1, backlog_frames // grid.hop_frames),
+    )
+    return Track(source, clock, ring, CaptureThread(source, ring, clock=clock), reader)
+
+
+def _judges(bench: Bench) -> str:
+    if bench.bundle is None:
+        return "the untrained second opinion alone"
+    manifest = bench.bundle.manifest
+    site = ", calibrated on site" if bench.calibrated_on_site else ""
+    return f"{manifest.name} version {manifest.version} on {bench.engine_name}{site}"
+
+
+class _Loop:
+    """Judges, and looks after the line, until it is time to stop."""
+
+    def __init__(  # what a node consists of
+        self,
+        line: Line,
+        reporter: Reporter,
+        exporter: Exporter | None,
+        notifier: Notifier,
+        *,
+        settings: Settings,
+        options: RunOptions,
+    ) -> None:
+        self._line = line
+        self._reporter = reporter
+        self._exporter = exporter
+        self._taker: Taker = reporter if exporter is None else Several([reporter, exporter])
+        self._notifier = notifier
+        self._settings = settings
+        self._options = options
+        self._care_due_s = 0.0
+        self._health_due_s = time.monotonic() + settings.health_interval_s
+        self._until_s = None if options.duration_s is None else time.monotonic() + options.duration_s
+
+    def run(self, stop: threading.Event) -> None:
+        """Judge what comes until `stop`, the end of the duration, or the end of all sources."""
+        while not stop.is_set() and self._line.running and not self._over():
+            self._line.step(self._taker, timeout_s=self._step_s())
+            self._look_after(time.monotonic())
+        self._line.finish(self._taker)
+        self._reporter.health(self._line)
+
+    def _over(self) -> bool:
+        if self._options.once and all(self._reporter.heard(track.source.name) for track in self._line.tracks):
+            return True
+        return self._until_s is not None and time.monotonic() >= self._until_s
+
+    def _step_s(self) -> float:
+        return _STEP_S if self._until_s is None else max(0.0, min(_STEP_S, self._until_s - time.monotonic()))
+
+    def _look_after(self, now_s: float) -> None:
+        if now_s < self._care_due_s:
+            return
+        self._care_due_s = now_s + _STEP_S
+        try:
+            self._line.check()
+        except HungError as exc:
+            self._reporter.device_hung(exc.track)
+            raise
+        stats = self._reporter.publisher.stats()
+        if stats.stalls < _MAX_STALLS:  # a publisher that no new connection helps is better restarted
+            self._notifier.watchdog()
+        self._reporter.info(self._settings)
+        if self._exporter is not None:
+            self._exporter.refresh(self._line)
+        if now_s >= self._health_due_s:
+            self._health_due_s = now_s + self._settings.health_interval_s
+            self._reporter.health(self._line)
+            self._notifier.status(self._reporter.status_line())

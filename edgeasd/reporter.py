@@ -1,0 +1,207 @@
+"""From what is said to messages: where records meet the wire, the ledger and the standing state of each source."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edgeasd import __version__
+from edgeasd.assembly import Bench
+from edgeasd.health.inputs import FaultLatch
+from edgeasd.health.ledger import Ledger
+from edgeasd.line import Line, Track
+from edgeasd.publish import Message, NodeHealth, NodeInfo, Publisher, Wire
+from edgeasd.publishing import open_publisher
+from edgeasd.records import Confirmation, Event, LossReason, Score, Skipped, StateNotice
+from edgeasd.scoring.listener import Said
+from edgeasd.settings import Settings, digest, without_effect
+
+_LEVEL_EVERY_S = 1.0
+
+
+@dataclass(slots=True)
+class _Standing:
+    """What is retained about a source, as last told."""
+
+    latch: FaultLatch
+    online: bool | None = None
+    alarm: bool = False
+    level_frame: int = 0
+    """From here on another level may be told."""
+    last_score: float = 0.0
+
+
+class Reporter:
+    """Publishes what is said of the sources, keeps the ledger, and tells what changes of what is retained."""
+
+    def __init__(self, bench: Bench, publisher: Publisher, wire: Wire, *, sources: Sequence[str]) -> None:
+        self.ledger = Ledger()
+        self.publisher = publisher
+        self._bench = bench
+        self._wire = wire
+        self._rate_hz = bench.grid.rate_hz
+        self._standing = {source: _Standing(FaultLatch(self._rate_hz)) for source in sources}
+        self._began_s = time.monotonic()
+        self._told_protocol = ""
+        bundle = bench.bundle
+        self.bundle_label = None if bundle is None else f"{bundle.manifest.name}@{bundle.sha256[:6]}"
+        self.engine_name = bench.engine_name
+        for source in sources:
+            self._tell(wire.alarm(source, active=False), *wire.fault(source, None, since_ns=time.time_ns()))
+            self._tell(wire.threshold(source, bench.pipeline.threshold))
+
+    def skipped(self, track: Track, skipped: Skipped) -> None:
+        """Enter a loss into the ledger; an absent device is a fault."""
+        self.ledger.skipped(skipped)
+        if skipped.reason is LossReason.DEVICE_ABSENT:
+            self._device_lost(track, frame=skipped.first_frame)
+
+    def said(self, track: Track, said: Said, *, infer_ms: float) -> None:
+        """Publish one thing."""
+        source, utc_ns = track.source.name, track.clock.utc_ns
+        if isinstance(said, Score):
+            self._score(track, said, infer_ms)
+        elif isinstance(said, Event):
+            threshold = self._bench.pipeline.threshold
+            self._tell(self._wire.event(said, utc_ns=utc_ns, rate_hz=self._rate_hz, threshold=threshold))
+            self._alarm(source)
+        elif isinstance(said, StateNotice):
+            self._tell(self._wire.notice(said, utc_ns=utc_ns, rate_hz=self._rate_hz))
+        else:
+            assert isinstance(said, Confirmation)  # only where no score can carry it: the tables show it, nobody waits
+
+    def ended(self, track: Track) -> None:
+        """Say that a source brings no more sound; the next recording of a replay counts its frames from 0 again."""
+        source = track.source.name
+        self._alarm(source)
+        self._online(source, online=False)
+        self._standing[source] = _Standing(FaultLatch(self._rate_hz), online=False)
+        self.ledger.restart(source)
+
+    def info(self, settings: Settings) -> None:
+        """Say what the node is, unless that was said already."""
+        protocol = self.publisher.stats().protocol
+        if protocol == self._told_protocol:
+            return
+        self._told_protocol = protocol
+        bundle = self._bench.bundle
+        fallen_back = protocol == "3.1.1" and settings.mqtt.protocol == "5"
+        warnings = ["the broker does not speak MQTT 5: what it refuses is lost without a word"] if fallen_back else []
+        info = NodeInfo(
+            version=__version__,
+            backend=self._bench.engine_name,
+            bundle=None if bundle is None else bundle.manifest.name,
+            bundle_sha256=None if bundle is None else bundle.sha256,
+            config_sha256=digest(settings),
+            sources=tuple(self._standing),
+            mqtt_protocol=protocol,
+            warnings=(*warnings, *without_effect(settings)),
+        )
+        self._tell(self._wire.info(info))
+
+    def health(self, line: Line) -> None:
+        """Say how the node fares."""
+        stats = [track.thread.stats for track in line.tracks]
+        late = sum(track.reader.late_windows for track in line.tracks) * self._bench.grid.hop_frames
+        health = NodeHealth(
+            uptime_s=time.monotonic() - self._began_s,
+            realtime_factor=self.realtime_factor(line),
+            backlog_s=max((track.reader.backlog_frames for track in line.tracks), default=0) / self._rate_hz,
+            overruns=sum(one.gaps.get(LossReason.OVERRUN, 0) for one in stats),
+            dropped_frames=late + sum(track.ring.overwritten_frames for track in line.tracks),
+            rss_bytes=_resident_bytes(),
+            clock_synced=None,
+            publisher=self.publisher.stats(),
+            accounts={source: self.ledger.account(source, self._rate_hz) for source in self._standing},
+        )
+        self._tell(self._wire.health(health, ts_ns=time.time_ns()))
+
+    def realtime_factor(self, line: Line) -> float:
+        """Return the seconds of sound judged in a second of computing."""
+        scored_s = sum(self.ledger.account(source, self._rate_hz).scored_s for source in self._standing)
+        return scored_s / max(1e-9, line.judging_s)
+
+    def device_hung(self, track: Track) -> None:
+        """Say that a microphone has stopped answering altogether."""
+        self._device_lost(track, frame=track.ring.head_frame)
+
+    def heard(self, source: str) -> bool:
+        """Return whether the source has been judged since it last came back."""
+        return self._standing[source].online is True
+
+    def status_line(self) -> str:
+        """Return the state of the node in words."""
+        parts = []
+        for source, standing in self._standing.items():
+            fault = f", {standing.latch.standing}" if standing.latch.standing else ""
+            alarm = ", ALARM" if standing.alarm else ""
+            parts.append(f"{source}: {'on' if standing.online else 'off'} {standing.last_score:.1f}{alarm}{fault}")
+        stats = self.publisher.stats()
+        broker = "" if stats.protocol == "jsonl" else f"; broker {'connected' if stats.connected else 'away'}"
+        return "; ".join(parts) + broker + (f", {stats.spool_rows} waiting" if stats.spool_rows else "")
+
+    def _score(self, track: Track, score: Score, infer_ms: float) -> None:
+        source, standing = score.source, self._standing[score.source]
+        end_frame = score.first_frame + score.n_frames
+        if score.valid:
+            self.ledger.scored(source, score.first_frame, end_frame)
+        else:
+            self.ledger.skipped(Skipped(source, score.first_frame, score.n_frames, LossReason.FAULT))
+        self._online(source, online=True)
+        if standing.latch.observe(score.fault, first_frame=score.first_frame, end_frame=end_frame):
+            self._fault(track, frame=score.first_frame)
+        utc_ns = track.clock.utc_ns
+        self._tell(self._wire.score(score, utc_ns=utc_ns, rate_hz=self._rate_hz, infer_ms=infer_ms))
+        standing.last_score = score.score
+        if end_frame >= standing.level_frame:
+            standing.level_frame = end_frame + round(_LEVEL_EVERY_S * self._rate_hz)
+            self._tell(self._wire.level(source, score.level, ts_ns=utc_ns(score.first_frame)))
+        self._alarm(source)
+
+    def _alarm(self, source: str) -> None:
+        active = self._bench.pipeline.alarm_active(source)
+        if active != self._standing[source].alarm:
+            self._standing[source].alarm = active
+            self._tell(self._wire.alarm(source, active=active))
+
+    def _online(self, source: str, *, online: bool) -> None:
+        if online is not self._standing[source].online:
+            self._standing[source].online = online
+            self._tell(self._wire.source_status(source, "online" if online else "offline"))
+
+    def _device_lost(self, track: Track, *, frame: int) -> None:
+        if self._standing[track.source.name].latch.device_lost():
+            self._fault(track, frame=frame)
+        self._online(track.source.name, online=False)
+
+    def _fault(self, track: Track, *, frame: int) -> None:
+        source = track.source.name
+        fault = self._standing[source].latch.standing
+        self._tell(*self._wire.fault(source, fault, since_ns=track.clock.utc_ns(frame)))
+
+    def _tell(self, *messages: Message) -> None:
+        for message in messages:
+            self.publisher.publish(message)
+
+
+@contextmanager
+def reporting(settings: Settings, bench: Bench, sources: Sequence[str]) -> Iterator[Reporter]:
+    """Open the way out and a reporter on it; on leaving, what is at hand is sent or kept."""
+    bundle = bench.bundle
+    label = None if bundle is None else f"{bundle.manifest.name}@{bundle.sha256[:6]}"
+    wire = Wire(settings.node.name, base_topic=settings.mqtt.base_topic, model=label, backend=bench.engine_name)
+    with open_publisher(settings, wire) as publisher:
+        reporter = Reporter(bench, publisher, wire, sources=sources)
+        reporter.info(settings)
+        yield reporter
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:  # no /proc: the peak is the best there is
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

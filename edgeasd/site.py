@@ -1,0 +1,43 @@
+"""The site calibration: what a bundle's scores mean where this node stands. It lies in the state directory and wins."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edgeasd.bundle import Bundle, CalibrationTable
+from edgeasd.errors import CannotWriteError, SettingsError
+
+
+def site_path(state_dir: Path, bundle: Bundle) -> Path:
+    """Return where the calibration of a bundle lies: its name holds the bundle's digest, so it fits no other."""
+    return state_dir / f"calibration-{bundle.sha256[:16]}.json"
+
+
+def site_calibration(state_dir: Path, bundle: Bundle) -> CalibrationTable | None:
+    """Return the site calibration of the bundle, None where there is none; SettingsError when it is damaged."""
+    path = site_path(state_dir, bundle)
+    try:
+        return CalibrationTable.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as exc:
+        raise SettingsError(f"{path}: the site calibration cannot be read; repeat `edgeasd calibrate`") from exc
+
+
+def save_site_calibration(state_dir: Path, bundle: Bundle, table: CalibrationTable) -> Path:
+    """Put a site calibration in its place at once, or not at all; CannotWriteError says why not."""
+    path = site_path(state_dir, bundle)
+    partial = path.with_suffix(".partial")
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as handle:
+            handle.write(table.model_dump_json(indent=1))
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    except OSError as exc:
+        raise CannotWriteError(f"{path}: cannot be written: {exc.strerror}") from exc
+    return path
