@@ -1,0 +1,248 @@
+"""From recordings to a bundle that a node opens: real training on generated sound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from scipy.stats import rankdata
+
+from edgeasd.bundle import Bundle, read_bundle
+from edgeasd.cli import main
+from edgeasd.engine import Engine, open_engine
+from edgeasd.errors import CannotWriteError, InputError, SelfTestError
+from edgeasd.features.mel import MelFrontEnd
+from edgeasd.records import FloatArray
+from edgeasd.scoring.calibration import Calibration
+from edgeasd_train.fit import SeededBatches
+from edgeasd_train.recipe import load_recipe
+from edgeasd_train.train import TrainingReport, train
+from tests.conftest import MakeSoundscape, Soundscape
+
+RATE_HZ = 16000
+NORMAL_S = 60.0
+EVENTS = ((64.0, 65.5), (71.0, 71.8), (80.0, 83.0), (90.0, 90.6))
+QUICK = ["fit.epochs=1", "fit.min_steps=12", "fit.batch_size=16"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    report: TrainingReport
+    bundle: Bundle
+    recording: Path
+    cache_dir: Path
+    scape: Soundscape
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory, make_soundscape: MakeSoundscape) -> Path:
+    """A hundred seconds of machine hall, normal for the first sixty."""
+    path = tmp_path_factory.mktemp("sound") / "hall.wav"
+    soundfile.write(path, make_soundscape(100.0, seed=11, events=EVENTS).samples, RATE_HZ)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(recording: Path, tmp_path_factory: pytest.TempPathFactory, make_soundscape: MakeSoundscape) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = load_recipe(overrides=[f"data.end_s={NORMAL_S}", "fit.epochs=8", "fit.min_steps=120"])
+    report = train([recording], output=folder / "hall.edgeasd", recipe=recipe, cache_dir=folder / "cache")
+    scape = make_soundscape(100.0, seed=11, events=EVENTS)
+    return Trained(report, read_bundle(report.output), recording, folder / "cache", scape)
+
+
+@pytest.fixture(scope="module")
+def engine(trained: Trained) -> Engine:
+    return open_engine(trained.bundle, "onnx")
+
+
+def listen(bundle: Bundle, samples: FloatArray) -> FloatArray:
+    """Return the graph input of every window of one second, half a second apart."""
+    assert bundle.manifest.inputs.log_mel is not None
+    front_end = MelFrontEnd(bundle.manifest.inputs.log_mel)
+    firsts = range(0, len(samples) - RATE_HZ + 1, RATE_HZ // 2)
+    return np.stack([front_end.window_log_mel(samples[first : first + RATE_HZ]) for first in firsts])
+
+
+def test_planted_events_stand_out_and_normal_sound_keeps_its_probabilities(trained: Trained, engine: Engine) -> None:
+    scores = engine.score({"log_mel": listen(trained.bundle, trained.scape.samples)}).score
+    starts_s = np.arange(len(scores)) * 0.5
+    overlap_s = [sum(max(0.0, min(e, t + 1) - max(s, t)) for s, e in EVENTS) for t in starts_s]
+    unseen = starts_s >= NORMAL_S
+    odd, plain = unseen & (np.array(overlap_s) >= 0.3), unseen & (np.array(overlap_s) == 0.0)
+    ranks = rankdata(scores[odd | plain])
+    n_odd, n_plain = np.count_nonzero(odd), np.count_nonzero(plain)
+    auc = (ranks[odd[odd | plain]].sum() - n_odd * (n_odd + 1) / 2) / (n_odd * n_plain)
+    assert auc > 0.98
+    calibration = Calibration(trained.bundle.manifest.calibration)
+    p_values = np.array([calibration.p_value(float(score)) for score in scores])
+    assert np.mean(p_values[plain] < 0.01) < 0.1
+    assert np.median(p_values[odd]) < 1e-3
+
+
+def test_the_explanation_points_at_the_rows_that_changed(trained: Trained, engine: Engine) -> None:
+    quiet = trained.scape.samples[: 2 * RATE_HZ].copy()
+    time_s = np.arange(RATE_HZ) / RATE_HZ
+    quiet[RATE_HZ // 2 : RATE_HZ * 3 // 2] += (0.1 * np.sin(2 * np.pi * 5000.0 * time_s)).astype(np.float32)
+    residual = engine.score({"log_mel": listen(trained.bundle, quiet)}).residual
+    assert residual is not None
+    assert residual.sum(axis=1) == pytest.approx(1.0, abs=1e-4)
+    spec = trained.bundle.manifest.inputs.log_mel
+    assert spec is not None
+    low_hz, high_hz = spec.band_edges_hz()[int(residual[1].argmax())]
+    assert low_hz - 300 <= 5000.0 <= high_hz + 300
+
+
+def test_the_bundle_says_how_to_make_it_again(trained: Trained) -> None:
+    manifest, report = trained.bundle.manifest, trained.report
+    made = manifest.provenance
+    assert manifest == report.manifest
+    assert made.seconds_heard == pytest.approx(NORMAL_S, abs=0.1)
+    assert made.recipe["fit"]["min_steps"] == 120  # type: ignore[index,call-overload]
+    assert made.metrics["steps"] == report.fitted.n_steps >= 120
+    assert report.n_train_windows == len(range(0, round(0.8 * 60 * RATE_HZ) - RATE_HZ + 1, RATE_HZ // 10))
+    assert report.n_held_out_windows == manifest.calibration.n_scores == 23
+    assert manifest.calibration.hop_s == 0.5
+    assert manifest.version > 20260101000000
+    for fact in ("# hall", "hall.wav", "held out", "Limits", "Only what is louder"):
+        assert fact in trained.bundle.card
+    assert load_recipe(str(report.run_dir / "recipe.yaml")).model_dump(mode="json") == made.recipe
+
+
+def test_the_run_leaves_checkpoints_that_load_without_pickle_and_the_course_of_the_losses(trained: Trained) -> None:
+    run_dir = trained.report.run_dir
+    state = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == trained.report.fitted.n_steps
+    metrics = (run_dir / "metrics.csv").read_text().splitlines()
+    assert {"held_out_loss", "train_loss"} <= set(metrics[0].split(","))
+    assert list((run_dir / "tensorboard").glob("events.out.tfevents.*"))
+    assert yaml.safe_load((run_dir / "recipe.yaml").read_text())["name"] == "bird-ae"
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained: Trained, tmp_path: Path) -> None:
+    digests = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        recipe = load_recipe(overrides=["data.end_s=40", f"seed={seed}", *QUICK])
+        output = tmp_path / f"{name}.edgeasd"
+        train([trained.recording], output=output, recipe=recipe, cache_dir=trained.cache_dir)
+        manifest = read_bundle(output).manifest
+        digests.append((manifest.sha256["model.onnx"], manifest.calibration))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+
+
+def test_several_short_recordings_train_and_a_bad_one_is_listed(
+    tmp_path: Path, make_soundscape: MakeSoundscape
+) -> None:
+    samples = make_soundscape(48.0, seed=5).samples
+    for i in range(12):
+        soundfile.write(tmp_path / f"{i:02}.flac", samples[i * 4 * RATE_HZ : (i + 1) * 4 * RATE_HZ], RATE_HZ)
+    (tmp_path / "bad.wav").write_bytes(b"RIFFnothing")
+    recipe = load_recipe(overrides=["detector.options.variant=nearest", "detector.options.side=both", *QUICK])
+    report = train([tmp_path], output=tmp_path / "m.edgeasd", recipe=recipe, cache_dir=tmp_path / "cache")
+    assert len(report.corpus.held_out) == 2
+    assert len(report.corpus.train) == 10
+    assert "bad.wav" in (report.run_dir / "bad-files.csv").read_text()
+    assert "Only what is louder" not in read_bundle(report.output).card
+
+
+def test_patience_stops_early_and_keeps_the_best(trained: Trained, tmp_path: Path) -> None:
+    overrides = ["data.end_s=40", "fit.epochs=40", "fit.min_steps=1", "fit.patience_epochs=1", "fit.learning_rate=0.3",
+                 "fit.batch_size=128"]  # fmt: skip
+    recipe = load_recipe(overrides=overrides)
+    report = train([trained.recording], output=tmp_path / "m.edgeasd", recipe=recipe, cache_dir=trained.cache_dir)
+    assert report.fitted.n_epochs < 40
+    best = next((report.run_dir / "checkpoints").glob("best-*.ckpt"))
+    weights = torch.load(best, weights_only=True)["state_dict"]["network.to_bottleneck.bias"].numpy()
+    assert weights.tobytes() in read_bundle(report.output).model_onnx
+
+
+def test_a_training_that_runs_away_is_an_error_and_writes_no_bundle(trained: Trained, tmp_path: Path) -> None:
+    recipe = load_recipe(overrides=["data.end_s=40", "fit.learning_rate=1e30", *QUICK])
+    with pytest.raises(SelfTestError, match="not finite"):
+        train([trained.recording], output=tmp_path / "m.edgeasd", recipe=recipe, cache_dir=trained.cache_dir)
+    assert not (tmp_path / "m.edgeasd").exists()
+
+
+def test_too_little_sound_and_unwritable_places_are_told_before_training(trained: Trained, tmp_path: Path) -> None:
+    recipe = load_recipe(overrides=["data.end_s=4"])
+    with pytest.raises(InputError, match="windows to train on and"):
+        train([trained.recording], output=tmp_path / "m.edgeasd", recipe=recipe, cache_dir=trained.cache_dir)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotWriteError):
+        train([trained.recording], output=tmp_path / "file" / "m.edgeasd", recipe=recipe, cache_dir=trained.cache_dir)
+
+
+def test_batches_follow_from_seed_and_epoch_and_hold_every_window_once() -> None:
+    def batches(n_windows: int = 103, *, max_steps: int = 99, seed: int = 1) -> SeededBatches:
+        return SeededBatches(n_windows, batch_size=10, max_steps=max_steps, seed=seed)
+
+    sampler = batches()
+    first = list(sampler)
+    assert len(first) == len(sampler) == 10
+    assert len({number for batch in first for number in batch}) == 100
+    assert list(batches()) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(batches(seed=2)) != first
+    assert [len(batch) for batch in batches(3)] == [3]
+    assert len(list(batches(max_steps=4))) == 4
+
+
+def run_command(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as exc:
+        return int(exc.code or 0)
+
+
+def test_the_command_trains_and_keeps_the_terminal_clean(
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sets = [part for override in ["data.end_s=40", *QUICK] for part in ("--set", override)]
+    output = tmp_path / "my model.edgeasd"
+    arguments = ["train", str(trained.recording), "-o", str(output), "--seed", "5", *sets]
+    assert run_command([*arguments, "--cache-dir", str(trained.cache_dir)]) == 0
+    said = capfd.readouterr()
+    assert said.out == ""
+    for fact in (
+        "bundle",
+        "heard",
+        "windows",
+        "held-out scores",
+        "32.0 s, and 8.0 s held out",
+        "epoch 1 of 1",
+        str(output),
+    ):
+        assert fact in said.err
+    for noise in ("Warning", "warning", "GPU available", "torch.onnx", "litlogger", "💡"):
+        assert noise not in said.err
+    manifest = read_bundle(output).manifest
+    assert manifest.name == "my-model"
+    assert manifest.provenance.seed == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["/nowhere/at/all", "-o", "m.edgeasd"], 66, "no such file or directory"),
+        (["-o", "m.edgeasd"], 66, "no recordings"),
+        ([".", "-o", "m.onnx"], 2, "ends in .edgeasd"),
+        ([".", "-o", "m.edgeasd", "--set", "fit.bogus=1"], 78, "fit.bogus"),
+        ([".", "-o", "m.edgeasd", "--recipe", "nonesuch"], 78, "nonesuch"),
+    ],
+)
+def test_a_command_that_cannot_work_says_why_in_one_line(
+    arguments: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["train", *arguments]) == code
+    said = capfd.readouterr()
+    assert says in said.err
+    assert len(said.err.strip().splitlines()) == 1

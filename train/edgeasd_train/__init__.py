@@ -1,0 +1,1 @@
+"""The workshop: from recordings to the bundle a node runs."""
