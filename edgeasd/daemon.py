@@ -198,6 +198,7 @@ class _Loop:
         while not stop.is_set() and self._line.running and not self._over():
             self._line.step(self._taker, timeout_s=self._step_s())
             self._look_after(time.monotonic())
+        self._line.check()  # a source that died of an error has ended too, and must not look like a clean stop
         self._line.finish(self._taker)
         self._reporter.health(self._line)
 
