@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgeasd import __version__
@@ -17,12 +17,23 @@ from edgeasd.reporter import Reporter
 from edgeasd.scoring.listener import Said
 from edgeasd.settings import Settings
 
+_STUCK_S = 10.0
+
 
 class Exporter:
     """Keeps the figures up to date."""
 
-    def __init__(self, metrics: Metrics, reporter: Reporter, settings: Settings) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        reporter: Reporter,
+        settings: Settings,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._metrics = metrics
+        self._monotonic_s = monotonic_s
+        self._turned_s: float | None = None
         self._reporter = reporter
         self._state_dir = settings.state_dir
 
@@ -41,8 +52,19 @@ class Exporter:
     def ended(self, track: Track) -> None:
         """Leave the last figures standing."""
 
+    @property
+    def ready(self) -> bool:
+        """Return whether the node judges; it waits for no microphone and no broker to do so."""
+        return self._turned_s is not None
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether the judging loop still turns; whether sound comes is told by the figures, not by this."""
+        return self._turned_s is not None and self._monotonic_s() - self._turned_s < _STUCK_S
+
     def refresh(self, line: Line) -> None:
-        """Take note of what is only known by asking; cheap enough for every step."""
+        """Take note of what is only known by asking, and that the loop has turned; called twice a second."""
+        self._turned_s = self._monotonic_s()
         for track in line.tracks:
             stats, last_ns = track.thread.stats, track.thread.last_block_ns
             age_s = 0.0 if last_ns is None else (time.monotonic_ns() - last_ns) / NS_PER_S
@@ -66,5 +88,12 @@ class Exporter:
 def exporting(settings: Settings, reporter: Reporter, *, port: int) -> Iterator[Exporter]:
     """Serve /metrics, /healthz and /readyz while this is entered."""
     metrics = Metrics(version=__version__, bundle=reporter.bundle_label, backend=reporter.engine_name)
-    with MetricsServer(metrics, port=port, address=settings.metrics.host):
-        yield Exporter(metrics, reporter, settings)
+    exporter = Exporter(metrics, reporter, settings)
+    with MetricsServer(
+        metrics,
+        port=port,
+        address=settings.metrics.host,
+        healthy=lambda: exporter.healthy,
+        ready=lambda: exporter.ready,
+    ):
+        yield exporter
