@@ -55,5 +55,5 @@ $(STAMPS)/demo: pyproject.toml constraints.txt $(STAMPS)/venv
 
 $(STAMPS)/dev: pyproject.toml constraints.txt $(STAMPS)/venv
 	@echo "== installing edgeasd with everything its tests need (torch: some minutes, once)"
-	$(INSTALL) -e '.[train,demo,dev]'
+	$(INSTALL) -e '.[train,mlflow,demo,dev]'
 	@touch $@ $(STAMPS)/demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from edgeasd.scoring.jury import AlarmPolicy, Grid, Model
 from edgeasd.scoring.novelty import NOVELTY_SPEC
 from edgeasd.scoring.pipeline import Pipeline
 from edgeasd.site import site_calibration
+
+log = logging.getLogger(__name__)
 
 DEFAULT_WINDOW_S = 1.0
 """Window of a node without a bundle."""
@@ -111,16 +114,17 @@ def novelty_spec(model_spec: MelSpec | None, *, rate_hz: int) -> MelSpec:
 
 
 def make_grid(*, window_frames: int, hop_s: float, framing: MelSpec) -> Grid:
-    """Put the hop on the grid of mel frames; SettingsError when it is out of range or off the grid."""
+    """Put the hop on the nearest place of the grid of mel frames; SettingsError when it is out of range."""
     rate_hz = framing.sample_rate_hz
     if not math.isfinite(hop_s):
         raise SettingsError(f"windows.hop_s: {hop_s} is no number of seconds")
-    hop_frames, mel_hop_s = round(hop_s * rate_hz), framing.hop_frames / rate_hz
-    if not framing.hop_frames <= hop_frames <= window_frames:
+    mel_hop_s = framing.hop_frames / rate_hz
+    if not framing.hop_frames <= round(hop_s * rate_hz) <= window_frames:
         raise SettingsError(
             f"windows.hop_s: {hop_s:g} is not between one mel frame ({mel_hop_s:g} s) "
             f"and the window ({window_frames / rate_hz:g} s)"
         )
-    if hop_frames % framing.hop_frames or abs(hop_frames / rate_hz - hop_s) > 1e-9:
-        raise SettingsError(f"windows.hop_s: {hop_s:g} is no whole number of mel frames of {mel_hop_s:g} s")
+    hop_frames = min(round(hop_s / mel_hop_s), window_frames // framing.hop_frames) * framing.hop_frames
+    if abs(hop_frames / rate_hz - hop_s) > 1e-9:
+        log.info("windows.hop_s %g becomes %g: a whole number of the model's mel frames", hop_s, hop_frames / rate_hz)
     return Grid(rate_hz, window_frames, hop_frames)

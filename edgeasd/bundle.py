@@ -34,6 +34,7 @@ __all__ = [
     "Provenance",
     "check_graph",
     "read_bundle",
+    "replace_file",
     "write_bundle",
 ]
 
@@ -93,7 +94,7 @@ def write_bundle(path: Path | str, *, manifest: Manifest, model_onnx: bytes, gol
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED, strict_timestamps=True) as archive:
         for name, data in members.items():
             archive.writestr(zipfile.ZipInfo(name), data)
-    _replace_file(Path(path), packed.getvalue())
+    replace_file(Path(path), packed.getvalue())
     return manifest
 
 
@@ -109,7 +110,11 @@ def check_graph(graph: GraphInfo, manifest: Manifest) -> None:
     if [value.name for value in graph.outputs] != manifest.outputs:
         raise BundleError(f"model.onnx: gives {[v.name for v in graph.outputs]}, the manifest says {manifest.outputs}")
     spec = manifest.inputs.log_mel
-    widths: dict[str, tuple[int | str, ...]] = {"score": (), "residual": (spec.n_rows if spec else "rows",)}
+    widths: dict[str, tuple[int | str, ...]] = {
+        "score": (),
+        "residual": (spec.n_rows if spec else "rows",),
+        "reconstruction": manifest.input_shapes().get("log_mel", ("rows", "frames")),
+    }
     for value in graph.outputs:
         _check_value(value, ("batch", *widths.get(value.name, ("width",))))
 
@@ -238,7 +243,7 @@ def _pack_golden(golden: Golden) -> bytes:
     return packed.getvalue()
 
 
-def _replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Write to a temporary file in the same directory, flush it to the disk, and rename it."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

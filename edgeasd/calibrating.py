@@ -51,15 +51,14 @@ def _judges(settings: Settings) -> JudgeOptions:
 def hear_recordings(settings: Settings, recordings: Sequence[Path]) -> tuple[Bundle, CalibrationTable]:
     """Calibrate the bundle of the settings on recordings of normal sound."""
     collector = _Collector()
-    bundles: list[Bundle] = []
+    benches: list[Bench] = []
 
     def collect(bench: Bench, _stack: ExitStack) -> _Collector:
-        assert bench.bundle is not None
-        bundles.append(bench.bundle)
+        benches.append(bench)
         return collector
 
     replay(ReplayJob(tuple(recordings), _judges(settings)), TablePaths(), also=collect)
-    return bundles[0], _fit(collector, bundles[0], settings)
+    return _fit(collector, benches[0])
 
 
 def hear_microphone(settings: Settings, *, duration_s: float) -> tuple[Bundle, CalibrationTable]:
@@ -67,7 +66,6 @@ def hear_microphone(settings: Settings, *, duration_s: float) -> tuple[Bundle, C
     collector = _Collector()
     with ExitStack() as stack:
         bench = stack.enter_context(seat_judges(plan_judges(_judges(settings))))
-        assert bench.bundle is not None
         doorbell = Condition()
         tracks = stack.enter_context(capturing(settings, bench.grid, doorbell))
         line = Line(tracks, bench.pipeline, doorbell=doorbell)
@@ -75,9 +73,11 @@ def hear_microphone(settings: Settings, *, duration_s: float) -> tuple[Bundle, C
         while line.running and (left_s := until_s - time.monotonic()) > 0.0:
             line.step(collector, timeout_s=min(_STEP_S, left_s))
             line.check()
-        return bench.bundle, _fit(collector, bench.bundle, settings)
+        return _fit(collector, bench)
 
 
-def _fit(collector: _Collector, bundle: Bundle, settings: Settings) -> CalibrationTable:
-    window_s = bundle.manifest.window_frames / bundle.manifest.sample_rate_hz
-    return fit_calibration(np.array(collector.scores, np.float32), window_s=window_s, hop_s=settings.windows.hop_s)
+def _fit(collector: _Collector, bench: Bench) -> tuple[Bundle, CalibrationTable]:
+    assert bench.bundle is not None
+    grid, scores = bench.grid, np.array(collector.scores, np.float32)
+    window_s, hop_s = grid.window_frames / grid.rate_hz, grid.hop_frames / grid.rate_hz
+    return bench.bundle, fit_calibration(scores, window_s=window_s, hop_s=hop_s)

@@ -44,8 +44,18 @@ COMMANDS = {
     "bundle": Command("edgeasd.commands.bundle:app", "Look into a bundle, or verify it."),
     "config": Command("edgeasd.commands.config:app", "Write, show, check and describe settings."),
     "version": Command("edgeasd.commands.version:version", "Print the version."),
-    "train": Command("edgeasd_train.cli:train", "Train a detector on recordings; gives a bundle.", extra="train"),
-    "evaluate": Command("edgeasd_train.cli:evaluate", "Judge a bundle on annotated recordings.", extra="train"),
+    "train": Command(
+        "edgeasd_train.commands.train:train", "Train a detector on recordings; gives a bundle.", extra="train"
+    ),
+    "corpus": Command("edgeasd_train.commands.corpus:corpus", "Print and draw what a corpus holds.", extra="train"),
+    "evaluate": Command(
+        "edgeasd_train.commands.evaluate:evaluate",
+        "Judge a bundle on labelled clips or annotated recordings.",
+        extra="train",
+    ),
+    "explore": Command(
+        "edgeasd_train.commands.explore:explore", "Draw what a bundle hears as a page to explore.", extra="train"
+    ),
 }
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -58,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = next((word for word in arguments if not word.startswith("-")), None)
     command = COMMANDS.get(name or "")
     try:
-        if command is None or command.extra is None:
-            # Small matrices: a thread pool a library costs more than it brings. Read when numpy is imported.
-            for variable in _ONE_THREAD:
-                os.environ.setdefault(variable, "1")
+        # Small matrices: a thread pool a library costs more than it brings. Read when numpy is imported; torch's own
+        # number of threads is for the recipe to say.
+        for variable in _ONE_THREAD:
+            os.environ.setdefault(variable, "1")
         build_app(name)(args=arguments, prog_name="edgeasd")
     except EdgeasdError as exc:
         return _fail(exc)

@@ -24,7 +24,7 @@ MAX_FFT = 1 << 16
 MAX_MELS = 1024
 MAX_WINDOW_FRAMES = 1 << 23
 
-OutputName = Literal["score", "embedding", "logits", "residual"]
+OutputName = Literal["score", "embedding", "logits", "residual", "reconstruction"]
 """Every name a graph output may have; score is never missing."""
 
 

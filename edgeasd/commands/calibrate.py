@@ -64,7 +64,7 @@ def _report(settings: Settings, bundle: Bundle, table: CalibrationTable, path: P
 
     rate = settings.alarm.false_alarms
     new, old = Calibration(table), Calibration(bundle.manifest.calibration)
-    p_value = new.p_for_alarms(24.0 * rate.per_hour, hop_s=settings.windows.hop_s)
+    p_value = new.p_for_alarms(24.0 * rate.per_hour, hop_s=table.hop_s)
     reach, start, start_before = new.extrapolation(p_value), new.score_at(p_value), old.score_at(p_value)
     lines = [
         f"{table.n_scores} windows, worth {table.n_effective:.0f} independent ones",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -30,6 +30,12 @@ class Outputs:
     """Shape (B, C)."""
     residual: FloatArray | None = None
     """Shape (B, n_rows): the share of each mel row in the score."""
+    reconstruction: FloatArray | None = None
+    """Shape (B, n_rows, n_frames): the log mel that the model expected, in the unit of its input."""
+
+
+LIVE_OUTPUTS: frozenset[str] = frozenset({"score", "embedding", "logits", "residual"})
+"""What a node asks for; a reconstruction is as large as the input and for people to look at."""
 
 
 class Engine(Protocol):
@@ -40,8 +46,11 @@ class Engine(Protocol):
         """Return the kind of engine, as users select it."""
         ...
 
-    def score(self, inputs: Mapping[str, FloatArray]) -> Outputs:
-        """Judge windows: each graph input by name, first dimension the batch; SelfTestError on a non-finite answer."""
+    def score(self, inputs: Mapping[str, FloatArray], *, wanted: Collection[str] = LIVE_OUTPUTS) -> Outputs:
+        """Judge windows: each graph input by name, first dimension the batch; SelfTestError on a non-finite answer.
+
+        Of the outputs `wanted` those come back that the graph has; score always does.
+        """
         ...
 
     def close(self) -> None:
@@ -69,7 +78,7 @@ def open_engine(bundle: Bundle, kind: EngineKind) -> Engine:
 
 def check_golden(engine: Engine, golden: Golden) -> None:
     """Ask the engine what it was asked where the model was trained; BundleError when it answers otherwise."""
-    outputs = engine.score(golden.inputs)
+    outputs = engine.score(golden.inputs, wanted=golden.outputs.keys())
     for name, expected in golden.outputs.items():
         answer: FloatArray | None = getattr(outputs, name)
         if answer is None or answer.shape != expected.shape:

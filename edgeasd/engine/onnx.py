@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from edgeasd.engine import Outputs
+from edgeasd.engine import LIVE_OUTPUTS, Outputs
 from edgeasd.errors import BundleError, SelfTestError
 from edgeasd.records import FloatArray
 
@@ -27,10 +27,11 @@ class OnnxEngine:
         if not set(self._outputs) <= _OUTPUT_NAMES:
             raise BundleError(f"model.onnx: has an output other than {sorted(_OUTPUT_NAMES)}")
 
-    def score(self, inputs: Mapping[str, FloatArray]) -> Outputs:
+    def score(self, inputs: Mapping[str, FloatArray], *, wanted: Collection[str] = LIVE_OUTPUTS) -> Outputs:
         """Judge windows: each graph input by name, first dimension the batch."""
-        answers = self._session.run(self._outputs, dict(inputs))
-        outputs = Outputs(**dict(zip(self._outputs, answers, strict=True)))
+        names = [name for name in self._outputs if name == "score" or name in wanted]
+        answers = self._session.run(names, dict(inputs))
+        outputs = Outputs(**dict(zip(names, answers, strict=True)))
         if not np.isfinite(outputs.score).all():
             raise SelfTestError("the onnx engine gave a score that is not finite")
         return outputs

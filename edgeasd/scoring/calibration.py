@@ -31,22 +31,34 @@ _PRIOR_WEIGHT = 10.0
 """The tail shape is drawn towards slightly heavier than exponential, as if this many exceedances had said so."""
 _SHAPE_RANGE = (0.02, 0.5)
 """Never a tail that ends: a score beyond it must stay comparable. Being too heavy costs sensitivity, never honesty."""
+_MAX_PREDICTIVE_SHAPE = 0.9
+"""Heavier tails than this make no threshold within reach."""
 _LEAST_P = 1e-300
 _LEAST_SCALE = 1e-9
 
 
-def fit_calibration(scores: FloatArray | _Doubles, *, window_s: float, hop_s: float) -> CalibrationTable:
-    """Fit a table to the scores (n,) of successive windows of normal sound that no training has seen."""
+def fit_calibration(
+    scores: FloatArray | _Doubles, *, window_s: float, hop_s: float, n_disjoint: int | None = None
+) -> CalibrationTable:
+    """Fit a table to the scores (n,) of successive windows of normal sound that no training has seen.
+
+    `n_disjoint` is how many windows without overlap the sound would give; None takes it for one stretch.
+    """
     values = np.asarray(scores, np.float64)
     if values.size < MIN_SCORES or not np.isfinite(values).all():
         raise InputError(f"calibration: needs at least {MIN_SCORES} finite scores of normal sound, got {values.size}")
-    n_effective = effective_number(values, overlap_windows=max(1.0, window_s / hop_s))
+    overlap_windows = window_s / hop_s if n_disjoint is None else values.size / n_disjoint
+    n_effective = effective_number(values, overlap_windows=max(1.0, overlap_windows))
     tail_p = float(np.clip(_EXCEEDANCES / values.size, *_TAIL_P_RANGE))
     tail_p = min(_MAX_TAIL_P, max(tail_p, _MIN_EXCEEDANCES / values.size))
     quantiles = np.quantile(values, np.linspace(0.0, 1.0, N_QUANTILES))
     tail_start = float(np.interp(1.0 - tail_p, np.linspace(0.0, 1.0, N_QUANTILES), quantiles))
     excesses = values[values > tail_start] - tail_start
     shape, scale = fit_tail(excesses, n_effective=n_effective * tail_p)
+    cluster_windows = _mean_run(values > tail_start)
+    # The next excess comes from a tail that only k clusters of them have told of. Of an exponential tail whose scale is
+    # unknown a Pareto tail of shape 1 / k is to be expected; without it small calibrations alarm too often.
+    shape = min(_MAX_PREDICTIVE_SHAPE, shape + cluster_windows / (tail_p * values.size))
     return CalibrationTable(
         quantiles=[float(q) for q in quantiles],
         tail_start=tail_start,
@@ -55,7 +67,7 @@ def fit_calibration(scores: FloatArray | _Doubles, *, window_s: float, hop_s: fl
         tail_shape=shape,
         n_scores=values.size,
         n_effective=n_effective,
-        cluster_windows=_mean_run(values > tail_start),
+        cluster_windows=cluster_windows,
         window_s=window_s,
         hop_s=hop_s,
     )

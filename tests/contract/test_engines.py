@@ -55,6 +55,14 @@ def test_any_batch_gives_the_answers_of_the_reference(engine: Engine, n_windows:
     assert outputs.logits is None
 
 
+def test_only_what_is_wanted_comes_back_and_the_score_always(engine: Engine) -> None:
+    log_mel = small_inputs(2)
+    assert engine.score({"log_mel": log_mel}, wanted=()).residual is None
+    np.testing.assert_array_equal(
+        engine.score({"log_mel": log_mel}, wanted=()).score, engine.score({"log_mel": log_mel}).score
+    )
+
+
 def test_a_window_scores_the_same_alone_and_among_others(engine: Engine) -> None:
     log_mel = small_inputs(9)
     together = engine.score({"log_mel": log_mel}).score
