@@ -1,150 +1,29 @@
-"""Recordings become windows: each decoded once, cut where arithmetic says, and bad files left out by name."""
+"""Recordings become windows: cut where arithmetic says, parted as the recipe says, and bad files left out by name."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeasd.errors import CannotWriteError, InputError, SettingsError
-from edgeasd.features.mel import MelFrontEnd, MelSpec
-from edgeasd.records import FloatArray
-from edgeasd_train.corpus import Corpus, Stretch, WindowIndex, discover, open_corpus, write_bad_files
-from edgeasd_train.corpus.cache import AudioCache, BadFile, Sound
-from edgeasd_train.corpus.discover import Recording
+from edgeasd.errors import InputError
+from edgeasd_train.corpus import Corpus, Stretch, Stretches, WindowIndex, discover, open_corpus, write_bad_files
+from edgeasd_train.corpus.load import Cache, load_sounds
 from edgeasd_train.corpus.windows import hold_out
-from edgeasd_train.features import LogMelCache, LogMelWindows
 from edgeasd_train.recipe import DataRecipe
+from tests.wav import RATE_HZ, noise, write
 
-RATE_HZ = 16000
 GRID = 400
 
 
-def noise(duration_s: float, *, seed: int = 0, rate_hz: int = RATE_HZ) -> FloatArray:
-    random = np.random.default_rng(seed)
-    return (0.1 * random.standard_normal(round(duration_s * rate_hz))).astype(np.float32)
-
-
-def write(path: Path, samples: FloatArray, *, rate_hz: int = RATE_HZ, subtype: str = "PCM_16") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate_hz, subtype=subtype)
-    return path
-
-
-def load(path: Path, cache: Path, *, rate_hz: int = RATE_HZ) -> Sound | BadFile:
-    return next(AudioCache(cache, rate_hz=rate_hz).load([Recording(path, named=True)]))
-
-
-def sound_of(path: Path, cache: Path, *, rate_hz: int = RATE_HZ) -> Sound:
-    loaded = load(path, cache, rate_hz=rate_hz)
-    assert isinstance(loaded, Sound), loaded
-    return loaded
-
-
 def corpus_of(paths: list[Path], cache: Path, recipe: DataRecipe | None = None) -> Corpus:
-    return open_corpus(discover(paths), recipe or DataRecipe(), cache_dir=cache, grid_frames=GRID)
-
-
-def test_recordings_are_found_once_sorted_and_hidden_files_are_not(tmp_path: Path) -> None:
-    for name in ("b/two.flac", "a/one.WAV", "a/three.ogg", "c/notes.txt", "c/._one.wav", ".trash/old.wav", "d/x.mp3"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    found = discover([tmp_path, tmp_path / "a" / "one.WAV"])
-    assert [str(recording.path.relative_to(tmp_path)) for recording in found] == [
-        "a/one.WAV", "a/three.ogg", "b/two.flac",
-    ]  # fmt: skip
-    assert [r.path.name for r in discover([tmp_path], glob="a/*")] == ["one.WAV", "three.ogg"]
-    assert discover([tmp_path / "d" / "x.mp3"]) == [Recording(tmp_path / "d" / "x.mp3", named=True)]
-
-
-def test_a_cap_on_files_spreads_over_the_list(tmp_path: Path) -> None:
-    for i in range(20):
-        (tmp_path / f"{i:02}.wav").write_bytes(b"")
-    assert [r.path.stem for r in discover([tmp_path], max_files=4)] == ["00", "05", "10", "15"]
-
-
-def test_nothing_to_read_is_an_input_error(tmp_path: Path) -> None:
-    for paths in ([], [tmp_path], [tmp_path / "none"]):
-        with pytest.raises(InputError) as caught:
-            discover(paths)
-        assert caught.value.exit_code == 66
-    with pytest.raises(SettingsError, match=r"data\.glob"):
-        discover([tmp_path], glob="/etc/*")
-
-
-def test_sixteen_bit_sound_at_the_models_rate_arrives_to_the_bit(tmp_path: Path) -> None:
-    samples = np.random.default_rng(1).integers(-32768, 32767, 300_000, dtype=np.int16)
-    for name in ("a.wav", "a.flac"):
-        soundfile.write(tmp_path / name, samples, RATE_HZ)
-        sound = sound_of(tmp_path / name, tmp_path / "cache")
-        assert np.array_equal(sound.samples(), samples)
-    assert isinstance(sound.samples(), np.memmap)
-
-
-def test_channels_are_averaged_and_float_sound_beyond_full_scale_is_clipped(tmp_path: Path) -> None:
-    left, right = np.full(1000, 0.5, np.float32), np.full(1000, -0.25, np.float32)
-    stereo = sound_of(write(tmp_path / "s.wav", np.stack([left, right], axis=1)), tmp_path / "cache")
-    assert set(stereo.samples().tolist()) == {4096}
-    loud = sound_of(write(tmp_path / "l.wav", np.float32(3) * left, subtype="FLOAT"), tmp_path / "cache")
-    assert set(loud.samples().tolist()) == {32767}
-
-
-@pytest.mark.parametrize("rate_hz", [8000, 22050, 44100, 48000])
-def test_another_rate_is_resampled_without_moving_the_sound(tmp_path: Path, rate_hz: int) -> None:
-    duration_s = 20.0  # several decoder blocks
-    time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
-    tone = (0.5 * np.sin(2 * np.pi * 1000.0 * time_s)).astype(np.float32)
-    sound = sound_of(write(tmp_path / "t.wav", tone, rate_hz=rate_hz), tmp_path / "cache")
-    assert sound.n_frames == pytest.approx(duration_s * RATE_HZ, abs=2)
-    middle = slice(RATE_HZ, -RATE_HZ)
-    expected = 0.5 * np.sin(2 * np.pi * 1000.0 * np.arange(sound.n_frames) / RATE_HZ)
-    assert np.abs(sound.samples()[middle] / 32768.0 - expected[middle]).max() < 2e-3
-
-
-def test_a_recording_is_decoded_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, cache = write(tmp_path / "a.wav", noise(2.0)), tmp_path / "cache"
-    first = sound_of(path, cache)
-    with monkeypatch.context() as patch:
-        patch.setattr(soundfile, "SoundFile", lambda *_: pytest.fail("decoded again"))
-        assert sound_of(path, cache) == first
-    write(path, noise(2.0, seed=1))
-    os.utime(path, (1, 1))
-    changed = sound_of(path, cache)
-    assert changed.key != first.key
-    assert changed.sha256 != first.sha256
-    assert sound_of(path, cache, rate_hz=8000).n_frames == RATE_HZ
-
-
-def test_a_cache_entry_that_a_crash_left_half_done_is_made_again(tmp_path: Path) -> None:
-    path, cache = write(tmp_path / "a.wav", noise(2.0)), tmp_path / "cache"
-    whole = sound_of(path, cache)
-    samples, facts_path = np.array(whole.samples()), whole.data_path.with_suffix(".json")
-    for spoil in (facts_path.unlink, lambda: facts_path.write_bytes(b""), lambda: whole.data_path.write_bytes(b"12")):
-        spoil()
-        assert np.array_equal(sound_of(path, cache).samples(), samples)
-    assert not list(cache.rglob(".partial-*"))
-    log_mel_cache = LogMelCache(cache, MelSpec())
-    frames = np.array(log_mel_cache.frames(whole))
-    next(cache.rglob("*.f32")).write_bytes(b"")
-    assert np.array_equal(log_mel_cache.frames(whole), frames)
-
-
-def test_a_disk_that_is_full_is_not_blamed_on_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "a.wav", noise(2.0))
-
-    def full_disk(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fdopen", full_disk)
-    with pytest.raises(CannotWriteError, match="No space left"):
-        load(path, tmp_path / "cache")
+    recipe = (recipe or DataRecipe()).model_copy(update={"paths": paths})
+    return open_corpus(recipe, cache_dir=cache, grid_frames=GRID)
 
 
 def spoiled(tmp_path: Path) -> dict[str, Path]:
@@ -164,13 +43,12 @@ def spoiled(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_files_that_hold_no_sound_are_told_apart_by_reason(tmp_path: Path) -> None:
-    reasons = {}
-    for name, path in spoiled(tmp_path).items():
-        loaded = load(path, tmp_path / "cache")
-        assert isinstance(loaded, BadFile), name
-        reasons[name] = loaded.reason
-        assert loaded.reason
-        assert "\n" not in loaded.reason
+    files = spoiled(tmp_path)
+    sounds, bad_files = load_sounds(discover(list(files.values())), Cache(tmp_path / "cache", RATE_HZ))
+    assert len(sounds) == 0
+    assert [bad.path for bad in bad_files] == list(files.values())
+    reasons = dict(zip(files, (bad.reason for bad in bad_files), strict=True))
+    assert all(reason and "\n" not in reason for reason in reasons.values())
     assert "no sound" in reasons["no frames"]
     assert "not finite" in reasons["not finite"]
 
@@ -219,7 +97,7 @@ def test_window_numbers_count_what_a_loop_would(stretches: list[Stretch], window
         for stretch in stretches
         for first in range(stretch.first_frame, stretch.end_frame - window + 1, hop)
     ]
-    index = WindowIndex(stretches, window_frames=window, hop_frames=hop)
+    index = WindowIndex(Stretches.of(stretches), window_frames=window, hop_frames=hop)
     assert len(index) == len(expected)
     sounds, firsts = index.locate(np.arange(len(index), dtype=np.int64))
     assert list(zip(sounds.tolist(), firsts.tolist(), strict=True)) == expected
@@ -227,21 +105,23 @@ def test_window_numbers_count_what_a_loop_would(stretches: list[Stretch], window
 
 @given(stretches_strategy, st.floats(0.01, 0.5))
 def test_held_out_sound_is_never_trained_on_and_nothing_is_lost(stretches: list[Stretch], share: float) -> None:
-    train, held_out = hold_out(stretches, share=share, grid_frames=GRID)
+    train, held_out = map(list, hold_out(Stretches.of(stretches), share=share, grid_frames=GRID))
 
     def frames(parts: list[Stretch]) -> list[tuple[int, int, int]]:
         return sorted((part.sound, part.first_frame, part.end_frame) for part in parts)
 
     if len(stretches) >= 10:
         assert frames([*train, *held_out]) == frames(stretches)
-        assert len(held_out) == max(1, round(share * len(stretches)))
+        n_held = max(1, round(share * len(stretches)))
+        assert held_out == [stretches[(2 * i + 1) * len(stretches) // (2 * n_held)] for i in range(n_held)]
     else:
         for whole, left, right in zip(stretches, train, held_out, strict=True):
             assert left.end_frame == right.first_frame
             assert (left.first_frame, right.end_frame) == (whole.first_frame, whole.end_frame)
             assert right.first_frame % GRID == 0
             assert right.first_frame <= right.end_frame
-    assert hold_out(stretches, share=share, grid_frames=GRID) == (train, held_out)
+    again = hold_out(Stretches.of(stretches), share=share, grid_frames=GRID)
+    assert [list(part) for part in again] == [train, held_out]
 
 
 def test_only_the_part_a_recipe_names_is_used(tmp_path: Path) -> None:
@@ -266,38 +146,126 @@ def test_the_digest_follows_the_sound_and_the_split_not_the_names(tmp_path: Path
     assert len(set(digests)) == 3
 
 
-@pytest.fixture
-def small_corpus(tmp_path: Path) -> Corpus:
-    for i, duration_s in enumerate((150.0, 2.0, 3.3)):  # the first is longer than one chunk of mel frames
-        write(tmp_path / f"{i}.wav", noise(duration_s, seed=i))
-    return corpus_of([tmp_path / f"{i}.wav" for i in range(3)], tmp_path / "cache", DataRecipe(start_s=0.1))
+def test_a_window_of_whole_clips_leaves_no_recording_out(tmp_path: Path) -> None:
+    for name, duration_s in (("a.wav", 0.4), ("b.wav", 1.7)):
+        write(tmp_path / "in" / name, noise(duration_s))
+    corpus = corpus_of([tmp_path / "in"], tmp_path / "cache", DataRecipe(window_s="clip"))
+    assert {stretch.sound for stretch in corpus.train} == {0, 1}
+    assert [stretch.sound for stretch in corpus_of([tmp_path / "in"], tmp_path / "cache").train] == [1]
 
 
-def test_windows_for_training_hold_what_the_node_would_hear(small_corpus: Corpus, tmp_path: Path) -> None:
-    spec = MelSpec()
-    index = WindowIndex(small_corpus.train, window_frames=RATE_HZ, hop_frames=4 * GRID)
-    windows = LogMelWindows(small_corpus.sounds, index, LogMelCache(tmp_path / "cache", spec), spec=spec)
-    numbers = np.random.default_rng(0).integers(0, len(index), 40)
-    batch = windows.__getitems__(numbers.tolist())
-    assert batch["log_mel"].shape == (40, 64, 38)
-    assert batch["index"].tolist() == numbers.tolist()
-    sounds, firsts = index.locate(numbers)
-    front_end = MelFrontEnd(spec)
-    for log_mel, sound, first in zip(batch["log_mel"].numpy(), sounds, firsts, strict=True):
-        samples = small_corpus.sounds[sound].samples()[first : first + RATE_HZ] / np.float32(32768.0)
-        assert np.abs(log_mel - front_end.window_log_mel(samples)).max() <= 1e-3
+def test_lists_say_what_is_learned_from_held_out_and_never_read(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / f"{i}.wav", noise(2.0, seed=i))
+    (tmp_path / "4.wav").write_bytes(b"no sound, and nobody asks")
+    (tmp_path / "held.txt").write_text("1.wav\n3.wav\n")
+    (tmp_path / "test.txt").write_text("4.wav\n")
+    recipe = DataRecipe(held_out_list=tmp_path / "held.txt", test_list=tmp_path / "test.txt")
+    corpus = corpus_of([tmp_path], tmp_path / "cache", recipe)
+    names = [sound.path.stem for sound in corpus.sounds]
+    assert names == ["0", "1", "2", "3", "5"]
+    assert [names[stretch.sound] for stretch in corpus.train] == ["0", "2", "5"]
+    assert [names[stretch.sound] for stretch in corpus.held_out] == ["1", "3"]
+    assert corpus.bad_files == ()
 
 
-def test_log_mel_is_computed_once_and_mapped(
-    small_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_marked_spans_are_neither_learned_from_nor_calibrated_on(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.wav"):
+        write(tmp_path / name, noise(20.0))
+    (tmp_path / "marks.csv").write_text("file,onset,offset\na.wav,3.01,5.02\na.wav,4.0,4.5\na.wav,17.5,18\n")
+    recipe = DataRecipe(annotations=tmp_path / "marks.csv")
+    corpus = corpus_of([tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "cache", recipe)
+    train, held_out = (
+        [(s.sound, s.first_frame / RATE_HZ, s.end_frame / RATE_HZ) for s in part]
+        for part in (corpus.train, corpus.held_out)
+    )
+    assert train == [(0, 0.0, 3.01), (0, 5.025, 16.0), (1, 0.0, 16.0)]  # 5.025 s is the next point of the mel grid
+    assert held_out == [(0, 16.0, 17.5), (0, 18.0, 20.0), (1, 16.0, 20.0)]
+
+
+def test_a_recording_that_is_marked_throughout_takes_no_part(tmp_path: Path) -> None:
+    for i in range(12):
+        write(tmp_path / f"{i:02}.wav", noise(2.0, seed=i))
+    plain = corpus_of([tmp_path], tmp_path / "cache")
+    held = [stretch.sound for stretch in plain.held_out]
+    rows = "".join(f"{sound:02}.wav,0.2,1.9\n" for sound in held)
+    (tmp_path / "marks.csv").write_text(f"file,onset,offset\n{rows}")
+    corpus = corpus_of([tmp_path], tmp_path / "cache", DataRecipe(annotations=tmp_path / "marks.csv"))
+    assert len(corpus.held_out) == 2
+    assert {stretch.sound for stretch in [*corpus.train, *corpus.held_out]}.isdisjoint(held)
+
+
+def test_a_table_that_names_no_recording_is_a_mistake(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", noise(9.0))
+    (tmp_path / "marks.csv").write_text("file,onset,offset\nelsewhere.wav,3,5\n")
+    with pytest.raises(InputError, match="names none of the 1 recordings"):
+        corpus_of([tmp_path / "a.wav"], tmp_path / "cache", DataRecipe(annotations=tmp_path / "marks.csv"))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.integers(1, 9)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 90), st.integers(1, 30)), max_size=6),
+)
+def test_cutting_out_removes_every_marked_frame_and_at_most_a_grid_step_more(
+    stretches: list[tuple[int, int, int]], spans: list[tuple[int, int, int]]
 ) -> None:
-    sound = small_corpus.sounds[0]
-    first = LogMelCache(tmp_path / "cache", MelSpec()).frames(sound)
-    assert isinstance(first, np.memmap)
-    assert first.shape == (MelSpec().n_frames(sound.n_frames), 64)
-    refuse: Callable[..., None] = lambda *_: pytest.fail("computed again")  # noqa: E731
-    again = LogMelCache(tmp_path / "cache", MelSpec())
-    monkeypatch.setattr(again, "_compute", refuse)
-    assert np.array_equal(again.frames(sound), first)
-    other = LogMelCache(tmp_path / "cache", MelSpec(n_mels=32)).frames(sound)
-    assert other.shape[1] == 32
+    grid_frames = 4
+    whole = Stretches.of(Stretch(s, 4 * first, 4 * first + 4 * length) for s, first, length in stretches)
+    marked = Stretches.of(Stretch(s, first, first + length) for s, first, length in spans)
+    left = whole.without(marked, grid_frames=grid_frames)
+
+    def frames(parts: Stretches) -> list[tuple[int, int]]:
+        return sorted((part.sound, frame) for part in parts for frame in range(part.first_frame, part.end_frame))
+
+    cut = {(span.sound, frame) for span in marked for frame in range(span.first_frame, span.end_frame)}
+    grown = {
+        (span.sound, frame)
+        for span in marked
+        for frame in range(span.first_frame, -(-span.end_frame // grid_frames) * grid_frames)
+    }
+    kept = [frame for frame in frames(whole) if frame not in grown]
+    assert frames(left) == kept
+    assert cut.isdisjoint(kept)
+    assert all(part.first_frame % grid_frames == 0 and part.first_frame < part.end_frame for part in left)
+
+
+def test_names_of_dcase_give_section_and_domain(tmp_path: Path) -> None:
+    names = ("section_00_source_train_normal_0001_a.wav", "section_03_target_train_normal_0002_b.wav")
+    for name in names:
+        write(tmp_path / "fan" / "train" / name, noise(3.0))
+    corpus = corpus_of([tmp_path], tmp_path / "cache")
+    assert corpus.section.tolist() == [0, 3]
+    assert corpus.domain.tolist() == [0, 1]
+    write(tmp_path / "plain" / "hall.wav", noise(3.0))
+    plain = corpus_of([tmp_path / "plain"], tmp_path / "cache")
+    assert (plain.section.tolist(), plain.domain.tolist()) == ([-1], [-1])
+
+
+def test_a_corpus_needs_no_torch(tmp_path: Path) -> None:
+    write(tmp_path / "a.wav", noise(30.0))
+    code = (
+        "import sys; from pathlib import Path; from edgeasd.features.mel import MelSpec\n"
+        "from edgeasd_train.corpus import WindowIndex, open_corpus; from edgeasd_train.recipe import DataRecipe\n"
+        "from edgeasd_train.corpus.logmel import LogMelStore, LogMelWindows; import numpy as np\n"
+        "cache = Path(sys.argv[2])\n"
+        "corpus = open_corpus(DataRecipe(paths=[Path(sys.argv[1])]), cache_dir=cache, grid_frames=400)\n"
+        "index = WindowIndex(corpus.train, window_frames=16000, hop_frames=1600)\n"
+        "windows = LogMelWindows(corpus, index, LogMelStore(corpus, MelSpec(), cache_dir=cache))\n"
+        "print(windows.batch(np.arange(3))['log_mel'].shape, 'torch' in sys.modules, 'lightning' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.wav"), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "(3, 64, 38) False False\n"
+
+
+def test_a_thousand_million_windows_take_no_memory_of_their_own() -> None:
+    n_sounds = 1000
+    numbers = np.arange(n_sounds, dtype=np.int64)
+    stretches = Stretches(numbers, numbers * 0, np.full(n_sounds, 1_000_000 * 400 + 15_600, np.int64))
+    index = WindowIndex(stretches, window_frames=16_000, hop_frames=400)
+    assert len(index) == 1_000_000_000
+    sounds, firsts = index.locate(np.array([0, 1, 999_999, 1_000_000, 999_999_999]))
+    assert sounds.tolist() == [0, 0, 0, 1, 999]
+    assert firsts.tolist() == [0, 400, 399_999_600, 0, 399_999_600]
+    kept = [value for value in vars(index).values() if isinstance(value, np.ndarray)]
+    assert sum(value.nbytes for value in kept) <= 24 * n_sounds

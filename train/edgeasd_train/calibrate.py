@@ -1,4 +1,4 @@
-"""Held-out sound as the node hears it: its own front end, the exported model, the node's engine."""
+"""Held-out sound as the node hears it: the exported model, in the node's engine."""
 
 from __future__ import annotations
 
@@ -6,29 +6,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeasd.engine import Engine
-from edgeasd.features.mel import MelFrontEnd, MelSpec
 from edgeasd.records import FloatArray
-from edgeasd_train.corpus import Corpus, WindowIndex
-from edgeasd_train.corpus.cache import FULL_SCALE
+from edgeasd_train.corpus.decode import FULL_SCALE
+from edgeasd_train.corpus.logmel import LogMelWindows
 
 _BATCH = 64
 
 
-def node_inputs(
-    corpus: Corpus, index: WindowIndex, numbers: NDArray[np.int64], *, spec: MelSpec
-) -> dict[str, FloatArray]:
-    """Return the graph inputs of windows `numbers` (n,), computed as a node computes them."""
-    front_end = MelFrontEnd(spec)
-    sounds, firsts = index.locate(numbers)
-    windows = (
-        corpus.sounds[sound].samples()[frame : frame + index.window_frames].astype(np.float32) / FULL_SCALE
-        for sound, frame in zip(sounds.tolist(), firsts.tolist(), strict=True)
-    )
-    return {"log_mel": np.stack([front_end.window_log_mel(window) for window in windows])}
+def node_inputs(windows: LogMelWindows, numbers: NDArray[np.int64], *, waveform: bool = False) -> dict[str, FloatArray]:
+    """Return the graph inputs of windows `numbers` (n,), to the bit as a node computes them.
+
+    That is log_mel (n, n_rows, n_frames) or, on request, waveform (n, window_frames).
+    """
+    if not waveform:
+        return {"log_mel": windows.batch(numbers)["log_mel"]}
+    sounds, firsts = windows.index.locate(numbers)
+    samples = np.empty((len(numbers), windows.index.window_frames), np.float32)
+    for out, sound, first in zip(samples, sounds.tolist(), firsts.tolist(), strict=True):
+        out[:] = windows.corpus.sounds.samples(sound)[first : first + len(out)]
+    samples /= np.float32(FULL_SCALE)
+    return {"waveform": samples}
 
 
-def score_windows(engine: Engine, corpus: Corpus, index: WindowIndex, *, spec: MelSpec) -> FloatArray:
-    """Return the scores (n,) of all windows of an index, in order."""
-    numbers = np.arange(len(index), dtype=np.int64)
-    batches = (numbers[first : first + _BATCH] for first in range(0, len(index), _BATCH))
-    return np.concatenate([engine.score(node_inputs(corpus, index, batch, spec=spec)).score for batch in batches])
+def score_windows(engine: Engine, windows: LogMelWindows, *, waveform: bool = False) -> FloatArray:
+    """Return the scores (n,) of all windows of a set, in order, by a model of log mel or one of the waveform."""
+    numbers = np.arange(len(windows), dtype=np.int64)
+    batches = (numbers[first : first + _BATCH] for first in range(0, len(windows), _BATCH))
+    return np.concatenate([engine.score(node_inputs(windows, some, waveform=waveform)).score for some in batches])

@@ -1,26 +1,16 @@
-"""The torchaudio twin of the node's mel front end, and log mel computed once per recording."""
+"""Log mel for torch: the torchaudio twin of the node's front end, and the windows of a corpus as tensors."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 import torchaudio
-from numpy.typing import NDArray
 
 from edgeasd.features.mel import MelSpec
-from edgeasd.records import FloatArray
-from edgeasd_train.corpus import Sound, WindowIndex
-from edgeasd_train.corpus.cache import FULL_SCALE, store
-
-_CHUNK_MEL_FRAMES = 4096
-_MAX_OPEN_FILES = 256
+from edgeasd_train.corpus.logmel import LogMelWindows
 
 
 class MelTwin(torch.nn.Module):
@@ -65,60 +55,21 @@ def _hann(n_fft: int) -> torch.Tensor:
     return torch.hann_window(n_fft, dtype=torch.float64).float()
 
 
-class LogMelCache:
-    """Log mel of whole recordings on disk, beside the decoded sound: windows overlap, frames are computed once."""
+class TorchWindows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+    """Windows as tensors, by the batch: a map-style dataset of window numbers."""
 
-    def __init__(self, directory: Path, spec: MelSpec, *, device: torch.device | None = None) -> None:
-        self._directory = directory
-        self._spec = spec
-        self._device = device or torch.device("cpu")
-        self._twin = MelTwin(spec).to(self._device)
-        self._spec_key = hashlib.sha256(repr(spec).encode()).hexdigest()[:12]
-
-    def frames(self, sound: Sound) -> FloatArray:
-        """Return the log mel (n, n_rows) of a recording, mapped, computing it if it is not there yet."""
-        path = self._directory / sound.key[:2] / f"{sound.key}-{self._spec_key}.f32"
-        n_mel_frames = self._spec.n_frames(sound.n_frames)
-        if not path.exists() or path.stat().st_size != 4 * n_mel_frames * self._spec.n_rows:
-            store(path, lambda file: self._compute(sound, n_mel_frames, file))
-        if n_mel_frames == 0:
-            return np.empty((0, self._spec.n_rows), np.float32)
-        return np.memmap(path, np.float32, mode="r", shape=(n_mel_frames, self._spec.n_rows))
-
-    @torch.inference_mode()
-    def _compute(self, sound: Sound, n_mel_frames: int, file: BinaryIO) -> None:
-        samples, hop_frames = sound.samples(), self._spec.hop_frames
-        for first in range(0, n_mel_frames, _CHUNK_MEL_FRAMES):
-            last = min(first + _CHUNK_MEL_FRAMES, n_mel_frames) - 1
-            chunk = samples[first * hop_frames : last * hop_frames + self._spec.n_fft].astype(np.float32) / FULL_SCALE
-            log_mel = self._twin(torch.from_numpy(chunk).to(self._device))  # (n_rows, frames)
-            file.write(np.ascontiguousarray(log_mel.T.cpu().numpy()).data)
-
-
-class LogMelWindows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The log mel of numbered windows, by batch: a map-style dataset of `WindowIndex` numbers."""
-
-    def __init__(self, sounds: Sequence[Sound], index: WindowIndex, cache: LogMelCache, *, spec: MelSpec) -> None:
-        self._sounds = sounds
-        self._index = index
-        self._spec = spec
-        self._n_frames = spec.n_frames(index.window_frames)
-        self._frames = lru_cache(maxsize=_MAX_OPEN_FILES)(lambda sound: cache.frames(sounds[sound]))
+    def __init__(self, windows: LogMelWindows) -> None:
+        self._windows = windows
 
     def __len__(self) -> int:
         """Return the number of windows."""
-        return len(self._index)
+        return len(self._windows)
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         """Return one window as a batch of one."""
         return self.__getitems__([number])
 
     def __getitems__(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Return windows as one batch: log_mel (B, n_rows, n_frames), and index (B,), their numbers."""
-        asked: NDArray[np.int64] = np.asarray(numbers, np.int64)
-        log_mel = np.empty((len(asked), self._n_frames, self._spec.n_rows), np.float32)
-        sounds, firsts = self._index.locate(asked)
-        rows = firsts // self._spec.hop_frames
-        for out, sound, row in zip(log_mel, sounds.tolist(), rows.tolist(), strict=True):
-            out[:] = self._frames(sound)[row : row + self._n_frames]
-        return {"log_mel": torch.from_numpy(log_mel).transpose(1, 2).contiguous(), "index": torch.from_numpy(asked)}
+        """Return windows as one batch, as `LogMelWindows.batch` does."""
+        batch = self._windows.batch(np.asarray(numbers, np.int64))
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
