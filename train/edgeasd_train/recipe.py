@@ -1,4 +1,4 @@
-"""A recipe says everything about a training: data, features, detector, fit. YAML, validated, unknown keys refused."""
+"""A recipe says everything about a training: data, features, detector, fit, prune. YAML, validated, strict."""
 
 from __future__ import annotations
 
@@ -44,8 +44,21 @@ class DataRecipe(_Strict):
     """Recordings and directories of them; those on the command line replace them."""
     glob: str = "**/*"
     """What to take within a directory; always WAV, FLAC and Ogg files only."""
+    layout: Literal["auto", "plain", "dcase"] = "auto"
+    """How a tree is read: in a DCASE tree only the training clips are used, and names say section, domain, attributes.
+    auto takes a tree for DCASE's when its file names are."""
     max_files: Annotated[int, Field(ge=1)] | None = None
-    """Take this many, spread evenly over the sorted list."""
+    """Take this many, spread evenly over the sorted list; the environment's AUDIO_FILE_CAP stands in when unset."""
+    train_list: Path | None = None
+    """Text file of recordings to train on, one a line, below `paths`; None takes all that no other list names."""
+    held_out_list: Path | None = None
+    """Recordings to calibrate on and to watch the training by, likewise; `held_out` has no effect then."""
+    test_list: Path | None = None
+    """Recordings to leave alone, likewise."""
+    annotations: Path | None = None
+    """CSV with file, onset, offset: what it marks is no normal sound, and is cut out of what is trained on."""
+    channel: Literal["mix"] | Annotated[int, Field(ge=0, lt=64)] = "mix"
+    """Mean of all channels, or one of them, counted from 0."""
     start_s: Annotated[float, Field(ge=0)] = 0.0
     """Where the part used of every recording begins."""
     end_s: float | None = None
@@ -53,7 +66,10 @@ class DataRecipe(_Strict):
     spans: dict[str, Span] = {}
     """The part used of recordings whose file name matches a pattern; the first match wins over start_s and end_s."""
     sample_rate_hz: Annotated[int, Field(ge=1000, le=384_000)] = 16_000
-    window_s: Annotated[float, Field(gt=0, le=60)] = 1.0
+    window_s: Annotated[float, Field(gt=0, le=60)] | Literal["clip"] = 1.0
+    """clip: as long as the shortest recording trained on, which `resolve_window` finds out."""
+    train_window_s: Annotated[float, Field(gt=0, le=60)] | None = None
+    """What is learned from, where a detector learns from pieces of what it will judge; None is the window itself."""
     hop_s: Annotated[float, Field(gt=0)] = 0.1
     """Between the windows learned on; a multiple of the mel hop."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.2
@@ -69,7 +85,13 @@ class DataRecipe(_Strict):
     @property
     def window_frames(self) -> int:
         """Return the window in audio frames."""
+        assert self.window_s != "clip", "resolve_window was not called"
         return round(self.window_s * self.sample_rate_hz)
+
+    @property
+    def train_window_frames(self) -> int:
+        """Return the windows learned from, in audio frames."""
+        return self.window_frames if self.train_window_s is None else round(self.train_window_s * self.sample_rate_hz)
 
     def span_of(self, path: Path) -> Span:
         """Return the part to use of the recording at `path`."""
@@ -85,17 +107,28 @@ class DetectorRecipe(_Strict):
 
 
 class FitRecipe(_Strict):
-    """How to fit: `epochs` passes, but never fewer than `min_steps` batches nor more than `max_steps`."""
+    """How to fit: `epochs` passes, but never fewer than `min_steps` optimizer steps nor more than `max_steps`."""
 
     epochs: Annotated[int, Field(ge=1)] = 20
     min_steps: Annotated[int, Field(ge=1)] = 400
     max_steps: Annotated[int, Field(ge=1)] = 20_000
     batch_size: Annotated[int, Field(ge=1)] = 32
+    """Windows per optimizer step, over all ranks and accumulated batches together."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts a rank cuts its share of a batch into, one after another, to need less memory."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """Highest of the one-cycle schedule."""
+    """Highest of the schedule."""
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-7
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Longest gradient that is followed in full."""
+    precision: Literal["32", "bf16-mixed", "16-mixed"] = "32"
     patience_epochs: Annotated[int, Field(ge=1)] | None = None
     """Stop when the held-out loss has not improved for so long, and keep the best; None trains to the end."""
+    keep_best: Annotated[int, Field(ge=0)] = 3
+    """Checkpoints of lowest held-out loss to keep beside the last one."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """At most so long between checkpoints to resume from; one is written after every epoch too."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     """CPU threads of one process; more pays only for networks much larger than these."""
@@ -107,6 +140,27 @@ class FitRecipe(_Strict):
         return self
 
 
+class PruneRecipe(_Strict):
+    """Leaving out, while training, what does not fit with the rest: unlabelled recordings hold anomalies.
+
+    The scheme of anomaly_bird: every so often all windows still kept are judged, and those that stick out are dropped.
+    """
+
+    every_epochs: Annotated[int, Field(ge=1)] | None = None
+    """None never prunes. A detector without epochs prunes `rounds` times instead."""
+    rounds: Annotated[int, Field(ge=1)] | None = None
+    """At most so many prunes; None sets no limit."""
+    by: Literal["z", "fraction"] = "z"
+    z_max: Annotated[float, Field(gt=0)] = 3.0
+    """Drop what lies more than so many standard deviations above the mean."""
+    fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
+    """Drop this share of what is kept, the worst."""
+    unit: Literal["window", "recording"] = "window"
+    """Drop single windows, or whole recordings by the mean over their windows."""
+    max_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Never drop more than this share of the training windows in all."""
+
+
 class Recipe(_Strict):
     """Everything about a training but the recordings and the seed given on the command line."""
 
@@ -116,6 +170,7 @@ class Recipe(_Strict):
     features: StrictMelSpec = MelSpec()
     detector: DetectorRecipe = DetectorRecipe()
     fit: FitRecipe = FitRecipe()
+    prune: PruneRecipe = PruneRecipe()
 
     @model_validator(mode="before")
     @classmethod
@@ -133,13 +188,30 @@ class Recipe(_Strict):
         data, mel = self.data, self.features
         if mel.sample_rate_hz != data.sample_rate_hz:
             raise ValueError(f"features.sample_rate_hz {mel.sample_rate_hz} is not the data's {data.sample_rate_hz}")
-        if mel.n_frames(data.window_frames) < 1:
-            raise ValueError(f"data.window_s {data.window_s:g} is shorter than one FFT of {mel.n_fft} frames")
+        for name in ("window_s", "train_window_s"):
+            window_s = getattr(data, name)
+            if window_s not in (None, "clip") and mel.n_frames(round(window_s * data.sample_rate_hz)) < 1:
+                raise ValueError(f"data.{name} {window_s:g} is shorter than one FFT of {mel.n_fft} frames")
         for name in ("hop_s", "held_out_hop_s"):
             hops = getattr(data, name) * data.sample_rate_hz / mel.hop_frames
             if round(hops) < 1 or abs(hops - round(hops)) > 1e-6:
                 raise ValueError(f"data.{name} is no whole number of mel hops of {mel.hop_frames} frames")
         return self
+
+
+MAX_WINDOW_S = 60.0
+
+
+def resolve_window(recipe: Recipe, shortest_s: float) -> Recipe:
+    """Return the recipe with a window of `clip` made definite: as long as the shortest recording, on the mel grid."""
+    if recipe.data.window_s != "clip":
+        return recipe
+    mel = recipe.features
+    n_frames = mel.n_frames(round(min(shortest_s, MAX_WINDOW_S) * mel.sample_rate_hz))
+    if n_frames < 1:
+        raise SettingsError(f"data.window_s: the shortest clip, {shortest_s:g} s, is shorter than one FFT")
+    window_s = ((n_frames - 1) * mel.hop_frames + mel.n_fft) / mel.sample_rate_hz
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"window_s": window_s})})
 
 
 def recipe_names() -> list[str]:

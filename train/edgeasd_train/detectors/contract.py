@@ -1,4 +1,4 @@
-"""What every detector is to the workshop: something to fit, and a graph to ship."""
+"""What a learned detector is to the workshop: something to fit by gradients, and a graph to ship."""
 
 from __future__ import annotations
 
@@ -7,32 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from edgeasd.features.mel import MelSpec
 from edgeasd.manifest import OutputName
+from edgeasd_train.detectors.options import DetectorOptions, Shapes
 
 Batch = Mapping[str, torch.Tensor]
-"""Graph inputs by name, first dimension the batch, and `index`, the number of each window in the training set."""
-
-
-class DetectorOptions(BaseModel):
-    """Base of every detector's options: unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Shapes:
-    """What a detector is fed, per window."""
-
-    n_rows: int
-    n_frames: int
-    """Mel frames."""
-    window_frames: int
-    """Audio frames."""
-    sample_rate_hz: int
+"""Graph inputs by name, first dimension the batch; and, int64 (B,): `index`, the number of each window in its set;
+`section`, -1 where unknown; `domain`, 0 source, 1 target, -1 unknown."""
 
 
 class Detector(Protocol):
@@ -61,6 +44,10 @@ class Detector(Protocol):
         """Return what an optimizer step lowers, a scalar."""
         ...
 
+    def deviation(self, batch: Batch) -> torch.Tensor:
+        """Return (B,) how badly each window fits what was learned so far: what pruning sorts by. Evaluation mode."""
+        ...
+
     def settle(self, batches: Iterable[Batch]) -> None:
         """Measure, after the last step, what the score needs, such as the spread of residuals."""
         ...
@@ -71,10 +58,12 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DetectorKind:
-    """How to make a detector from a recipe."""
+class LearnedKind:
+    """How to make a learned detector from a recipe."""
 
     options: type[DetectorOptions]
     front_end: Callable[[MelSpec, Any], MelSpec]
     """The mel front end it wants, given that of the recipe and its options."""
     build: Callable[[Shapes, Any], Detector]
+    learns_from_pieces: bool = False
+    """It may learn from windows shorter than those it judges: `data.train_window_s`."""
