@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import soundfile
 import torch
 import yaml
 from scipy.stats import rankdata
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from edgeasd.bundle import Bundle, read_bundle
 from edgeasd.cli import main
@@ -19,7 +24,8 @@ from edgeasd.errors import CannotWriteError, InputError, SelfTestError
 from edgeasd.features.mel import MelFrontEnd
 from edgeasd.records import FloatArray
 from edgeasd.scoring.calibration import Calibration
-from edgeasd_train.fit import SeededBatches
+from edgeasd_train import measuring
+from edgeasd_train.detectors.measured import Batch, MeasuredDetector
 from edgeasd_train.recipe import load_recipe
 from edgeasd_train.train import TrainingReport, train
 from tests.conftest import MakeSoundscape, Soundscape
@@ -178,20 +184,148 @@ def test_too_little_sound_and_unwritable_places_are_told_before_training(trained
         train([trained.recording], output=tmp_path / "file" / "m.edgeasd", recipe=recipe, cache_dir=trained.cache_dir)
 
 
-def test_batches_follow_from_seed_and_epoch_and_hold_every_window_once() -> None:
-    def batches(n_windows: int = 103, *, max_steps: int = 99, seed: int = 1) -> SeededBatches:
-        return SeededBatches(n_windows, batch_size=10, max_steps=max_steps, seed=seed)
+def test_curves_and_pictures_of_held_out_sound_are_there_to_watch(trained: Trained) -> None:
+    events = EventAccumulator(str(trained.report.run_dir / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {"train_loss", "held_out_loss", "learning_rate"} <= set(tags["scalars"])
+    assert {"strangest/1", "strangest/2", "typical/1", "typical/2"} == set(tags["images"])
+    steps = [event.step for event in events.Scalars("held_out_loss")]
+    assert steps == sorted(set(steps))
+    assert len(steps) == trained.report.fitted.n_epochs
 
-    sampler = batches()
-    first = list(sampler)
-    assert len(first) == len(sampler) == 10
-    assert len({number for batch in first for number in batch}) == 100
-    assert list(batches()) == first
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert list(batches(seed=2)) != first
-    assert [len(batch) for batch in batches(3)] == [3]
-    assert len(list(batches(max_steps=4))) == 4
+
+MEASURE = """
+import sys
+from pathlib import Path
+from edgeasd_train.recipe import load_recipe
+from edgeasd_train.train import train
+recording, output, cache = map(Path, sys.argv[1:])
+recipe = load_recipe("mahalanobis", overrides=["data.end_s=60"])
+report = train([recording], output=output, recipe=recipe, cache_dir=cache)
+assert report.fitted.n_steps == 0
+print(*sorted({"torch", "lightning", "torchaudio", "tensorboard"} & set(sys.modules)))
+"""
+
+
+def test_a_measured_detector_trains_without_torch_and_opens_as_any_other(trained: Trained, tmp_path: Path) -> None:
+    output = tmp_path / "m.edgeasd"
+    command = [sys.executable, "-c", MEASURE, str(trained.recording), str(output), str(trained.cache_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+    bundle = read_bundle(output)
+    scores = open_engine(bundle, "onnx").score({"log_mel": listen(bundle, trained.scape.samples)}).score
+    assert np.median(scores[128:131]) > 3 * np.median(scores[:100])  # within the first event
+    assert "measured in one pass" in bundle.card
+    assert (output.with_suffix(".run") / "metrics.csv").exists()
+
+
+class _Overstated:
+    """A measured detector whose own opinion is not what its graph says."""
+
+    def __init__(self, detector: MeasuredDetector) -> None:
+        self.outputs, self.limits, self.model_onnx = detector.outputs, detector.limits, detector.model_onnx
+        self.measure, self._deviation = detector.measure, detector.deviation
+
+    def deviation(self, batch: Batch) -> FloatArray:
+        return 1.01 * self._deviation(batch)
+
+
+def test_a_graph_that_does_not_say_what_was_measured_is_not_shipped() -> None:
+    detector, spec = measuring.build(load_recipe("mahalanobis"))
+    batch = {
+        "log_mel": np.random.default_rng(0).normal(size=(16, spec.n_rows, spec.n_frames(RATE_HZ))).astype(np.float32)
+    }
+    detector.measure([batch])
+    model_onnx, golden = measuring.export(detector, batch)
+    assert set(golden.outputs) == set(detector.outputs)
+    assert model_onnx == detector.model_onnx()
+    with pytest.raises(SelfTestError, match="off by"):
+        measuring.export(_Overstated(detector), batch)
+
+
+def test_debug_runs_everything_in_seconds_and_says_so(tmp_path: Path, make_soundscape: MakeSoundscape) -> None:
+    from mlflow.tracking import MlflowClient
+
+    samples = make_soundscape(100.0, seed=5, events=[(i + 0.2, i + 0.5) for i in range(0, 100, 9)]).samples
+    for i in range(25):
+        soundfile.write(tmp_path / f"{i:02}.wav", samples[i * 4 * RATE_HZ : (i + 1) * 4 * RATE_HZ], RATE_HZ)
+    recipe = load_recipe(overrides=["prune.by=fraction", "prune.fraction=0.05", "fit.epochs=500"])
+    uri = f"file:{tmp_path / 'store'}"
+    report = train(
+        [tmp_path], output=tmp_path / "m.edgeasd", recipe=recipe, cache_dir=tmp_path / "c", debug=True, mlflow_uri=uri
+    )
+    assert len(report.corpus.sounds) == 20
+    assert report.fitted.n_epochs == 2
+    table = (report.run_dir / "pruned.csv").read_text().splitlines()
+    assert len(table) - 1 == report.fitted.n_pruned == int(0.05 * report.n_train_windows)
+    bundle = read_bundle(report.output)
+    assert bundle.manifest.name == "debug-m"
+    assert "judges nothing" in bundle.card
+    assert f"without {report.fitted.n_pruned} of {report.n_train_windows} windows" in bundle.card
+    client = MlflowClient(tracking_uri=uri)
+    run_id = json.loads((report.run_dir / "mlflow.json").read_text())["run_id"]
+    logged = client.get_run(run_id)
+    assert logged.data.params["fit.epochs"] == "2"
+    assert logged.data.metrics["held_out_loss"] == pytest.approx(report.fitted.held_out_loss)
+    assert logged.info.status == "FINISHED"
+    kept = {artifact.path for artifact in client.list_artifacts(run_id)}
+    assert kept == {"recipe.yaml", "environment.json", "card.md", "m.edgeasd"}
+
+
+def test_resume_goes_on_with_its_own_run_only(
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "m.edgeasd"
+
+    def run(*arguments: str, recording: Path = trained.recording) -> tuple[int, str]:
+        sets = [part for override in ["data.end_s=40", *QUICK] for part in ("--set", override)]
+        base = ["train", str(recording), "-o", str(output), "--cache-dir", str(trained.cache_dir), *sets]
+        return run_command([*base, "--resume", *arguments]), capfd.readouterr().err
+
+    code, said = run()
+    assert code == 0
+    assert "nothing to resume" in said
+    assert "epoch 1 of" in said
+    digest = read_bundle(output).manifest.sha256["model.onnx"]
+    output.unlink()
+    code, said = run()
+    assert code == 0
+    assert "going on with" in said
+    assert "epoch 1 of" not in said
+    assert read_bundle(output).manifest.sha256["model.onnx"] == digest
+    code, said = run("--set", "fit.learning_rate=0.01")
+    assert code == 78
+    assert "fit.learning_rate is 0.001, not 0.01" in said
+    other = tmp_path / "other.wav"
+    soundfile.write(other, 0.5 * trained.scape.samples, RATE_HZ)
+    code, said = run(recording=other)
+    assert code == 78
+    assert "corpus" in said
+    assert load_recipe(str(output.with_suffix(".run") / "recipe.yaml")).fit.learning_rate == 0.001
+
+
+@pytest.mark.timeout(300)  # four processes that import torch
+def test_ranks_make_one_bundle_and_leave_with_one_exit_code(trained: Trained, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "-m", "edgeasd.cli", "train"]
+    command += [str(trained.recording), "--cache-dir", str(trained.cache_dir), "--recipe", "mahalanobis"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        )
+
+    done = run("-o", "m.edgeasd")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("bundle           m.edgeasd") == 1
+    assert ", 2 ranks" in done.stderr
+    assert json.loads((tmp_path / "m.run" / "environment.json").read_text())["ranks"] == 2
+    read_bundle(tmp_path / "m.edgeasd")
+    (tmp_path / "file").write_text("")
+    done = run("-o", "file/m.edgeasd")
+    assert done.returncode != 0
+    assert done.stderr.count("edgeasd: file/m.run: cannot be written") == 1
+    assert done.stderr.count("exitcode  : 73") == 2
 
 
 def run_command(arguments: list[str]) -> int:

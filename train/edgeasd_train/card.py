@@ -8,19 +8,18 @@ from edgeasd.bundle import Manifest
 from edgeasd_train.corpus import Corpus
 
 _MAX_FILES_NAMED = 20
+DEBUG_WARNING = "Made with --debug, from a handful of files: it shows that the parts work together, and judges nothing."
 
 
-def model_card(manifest: Manifest, corpus: Corpus, *, limits: Sequence[str]) -> str:
+def model_card(manifest: Manifest, corpus: Corpus, *, limits: Sequence[str], debug: bool) -> str:
     """Return the card as Markdown; `limits` are the detector's own."""
     made, table = manifest.provenance, manifest.calibration
     quantiles = ", ".join(f"{percent} %: {table.quantiles[round(2.56 * percent)]:.3g}" for percent in (50, 90, 99, 100))
-    names = sorted(sound.path.name for sound in corpus.sounds)
-    more = f" and {len(names) - _MAX_FILES_NAMED} more" if len(names) > _MAX_FILES_NAMED else ""
-    heard = f"{made.metrics['held_out_s']:.0f} s held out: {table.n_scores} windows, as good as {table.n_effective:.0f}"
+    heard = f"{_unseen(made.metrics)}: {table.n_scores} windows, as good as {table.n_effective:.0f}"
     own_limits = "".join(f"\n- {limit}" for limit in limits)
-    losses = f"{made.metrics['train_loss']:.4g} (training), {made.metrics['held_out_loss']:.4g} (held out)"
+    warning = f"\n**{DEBUG_WARNING}**\n" if debug else ""
     return f"""# {manifest.name}
-
+{warning}
 Judges windows of {manifest.window_frames / manifest.sample_rate_hz:g} s at {manifest.sample_rate_hz} Hz by how unlike
 they are to the sound it was trained on. A score is no verdict on what is heard or whether it matters.
 
@@ -29,19 +28,58 @@ they are to the sound it was trained on. A score is no verdict on what is heard 
 | detector | {manifest.detector} |
 | version | {manifest.version} |
 | made | {made.created_utc}, edgeasd {made.code_version}, seed {made.seed} |
-| trained on | {made.metrics["train_s"]:.0f} s |
+| trained on | {_learned_s(made.metrics):.0f} s{_pruned(made.metrics)} |
 | calibrated on | {heard} independent ones |
-| training | {made.metrics["steps"]:.0f} steps in {made.metrics["epochs"]:.0f} epochs |
-| loss | {losses} |
+| training | {_course(made.metrics)} |
 | held-out scores | {quantiles} |
 | corpus sha256 | {made.corpus_sha256} |
 
-Recordings: {", ".join(names[:_MAX_FILES_NAMED])}{more}.
+Recordings: {_recordings(corpus)}.
 
 ## Limits
 
 - It knows the microphone, gain, place and hours it was trained on. Elsewhere, or after a change, calibrate on site or
   train again.
-- All training sound was taken to be normal. What was strange in it is normal to this model.
+- {_trust(made.metrics)}
 - Probabilities below 1 in {table.n_effective:.0f} are extrapolated: no such rare score was heard.{own_limits}
 """
+
+
+def _learned_s(metrics: dict[str, float]) -> float:
+    return metrics["train_s"] + (metrics["held_out_s"] if metrics["folds"] else 0.0)
+
+
+def _unseen(metrics: dict[str, float]) -> str:
+    """Return which sound the calibration rests on."""
+    if metrics["folds"]:
+        return f"all of it, {metrics['folds']:.0f} parts left out in turn"
+    return f"{metrics['held_out_s']:.0f} s held out"
+
+
+def _pruned(metrics: dict[str, float]) -> str:
+    """Return, after the sound trained on, what of it was left out."""
+    if not metrics["windows_pruned"]:
+        return ""
+    return f", without {metrics['windows_pruned']:.0f} of {metrics['windows']:.0f} windows that did not fit the rest"
+
+
+def _course(metrics: dict[str, float]) -> str:
+    train, held_out = metrics["train_loss"], metrics["held_out_loss"]
+    if not metrics["steps"]:
+        return f"measured in one pass; mean deviation {train:.4g}, held out {held_out:.4g}"
+    return f"{metrics['steps']:.0f} steps in {metrics['epochs']:.0f} epochs; loss {train:.4g}, held out {held_out:.4g}"
+
+
+def _trust(metrics: dict[str, float]) -> str:
+    if metrics["windows_pruned"]:
+        return (
+            "Training sound that was not pruned was taken to be normal. What is strange in it is normal to this model."
+        )
+    return "All training sound was taken to be normal. What was strange in it is normal to this model."
+
+
+def _recordings(corpus: Corpus) -> str:
+    n_sounds = len(corpus.sounds)
+    names = [corpus.sounds[number].path.name for number in range(min(n_sounds, _MAX_FILES_NAMED))]
+    more = f" and {n_sounds - _MAX_FILES_NAMED} more" if n_sounds > _MAX_FILES_NAMED else ""
+    return f"{', '.join(names)}{more}"

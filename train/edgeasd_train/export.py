@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,13 @@ import torch
 from torch import nn
 
 from edgeasd.bundle import Golden
-from edgeasd.engine import check_golden
-from edgeasd.engine.onnx import OnnxEngine
-from edgeasd.errors import SelfTestError
 from edgeasd.onnxgraph import read_graph
 from edgeasd.records import FloatArray
 from edgeasd_train.detectors.contract import Detector
+from edgeasd_train.golden import verify
+from edgeasd_train.quiet import quiet
 
 OPSET = 20
-GOLDEN_WINDOWS = 4
 
 
 def export_onnx(detector: Detector, inputs: Mapping[str, FloatArray]) -> tuple[bytes, Golden]:
@@ -41,30 +37,13 @@ def export_onnx(detector: Detector, inputs: Mapping[str, FloatArray]) -> tuple[b
     golden = Golden(dict(inputs), outputs)
     model_onnx = _to_onnx(served, tensors, output_names=list(detector.outputs))
     read_graph(model_onnx)
-    _verify(model_onnx, golden)
+    verify(model_onnx, golden)
     return model_onnx, golden
-
-
-def _verify(model_onnx: bytes, golden: Golden) -> None:
-    """Compare ONNX Runtime with torch on the whole batch and on each window alone."""
-    engine = OnnxEngine(model_onnx)
-    try:
-        check_golden(engine, golden)
-        for i in range(len(golden.outputs["score"])):
-            check_golden(engine, Golden(_rows(golden.inputs, i), _rows(golden.outputs, i)))
-    except Exception as exc:
-        raise SelfTestError(f"the exported model does not do in ONNX Runtime what it does in torch: {exc}") from exc
-    finally:
-        engine.close()
-
-
-def _rows(arrays: Mapping[str, FloatArray], i: int) -> dict[str, FloatArray]:
-    return {name: array[i : i + 1] for name, array in arrays.items()}
 
 
 def _to_onnx(served: nn.Module, tensors: Mapping[str, torch.Tensor], *, output_names: Sequence[str]) -> bytes:
     batch = torch.export.Dim("batch", min=1, max=65_536)
-    with _quiet():
+    with quiet("torch.onnx", "onnxscript", "onnx_ir"), contextlib.redirect_stdout(io.StringIO()):  # progress
         program = torch.onnx.export(
             served,
             tuple(tensors.values()),
@@ -91,19 +70,3 @@ def _strip(model: Any) -> None:
         for name in ("doc_string", "metadata_props"):
             if any(field.name == name for field in message.DESCRIPTOR.fields):
                 message.ClearField(name)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and advice from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

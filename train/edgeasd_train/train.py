@@ -1,34 +1,38 @@
-"""From recordings to a bundle: the story of a training, in order."""
+"""From recordings to a bundle: the story of a training, in order. Torch is imported only where a detector needs it."""
 
 from __future__ import annotations
 
-import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from edgeasd import __version__
-from edgeasd.bundle import CalibrationTable, Inputs, Manifest, Provenance, read_bundle, write_bundle
-from edgeasd.engine import open_engine
-from edgeasd.engine.onnx import OnnxEngine
-from edgeasd.errors import CannotWriteError, InputError
+from edgeasd.bundle import Golden, Manifest, read_bundle
+from edgeasd.errors import InputError
 from edgeasd.features.mel import MelSpec
-from edgeasd.scoring.calibration import MIN_SCORES, fit_calibration
-from edgeasd_train.calibrate import node_inputs, score_windows
-from edgeasd_train.card import model_card
-from edgeasd_train.corpus import Corpus, WindowIndex, discover, open_corpus, write_bad_files
-from edgeasd_train.detectors import Detector, build_detector
-from edgeasd_train.export import GOLDEN_WINDOWS, export_onnx
-from edgeasd_train.features import LogMelCache, LogMelWindows
-from edgeasd_train.fit import FitData, FitResult, fit
-from edgeasd_train.recipe import Recipe, dump_recipe
+from edgeasd.scoring.calibration import MIN_SCORES
+from edgeasd_train import measuring
+from edgeasd_train.corpus import Corpus, Stretches, WindowIndex, open_corpus, write_bad_files
+from edgeasd_train.corpus.logmel import LogMelStore, LogMelWindows
+from edgeasd_train.corpus.windows import joined as joined_stretches
+from edgeasd_train.debug import debug_recipe
+from edgeasd_train.detectors import kind_of
+from edgeasd_train.detectors.measured import Batch, MeasuredKind
+from edgeasd_train.mlflow_log import MlflowLog
+from edgeasd_train.preemption import queued_again
+from edgeasd_train.ranks import Ranks, current_ranks, joined
+from edgeasd_train.recipe import MAX_WINDOW_S, DataRecipe, Recipe, resolve_window
+from edgeasd_train.result import FitResult
+from edgeasd_train.runlog import ENVIRONMENT, MLFLOW, RECIPE, Run, flat, prepare_directory
+from edgeasd_train.ship import Goods, ship
+from edgeasd_train.together import once
 
 DEFAULT_CACHE_DIR = Path("~/.cache/edgeasd")
 
@@ -44,19 +48,37 @@ class TrainingReport:
     n_train_windows: int
     n_held_out_windows: int
     fitted: FitResult
+    n_ranks: int
     bundle_bytes: int
+    fit_s: float
+    """Of which fitting or measuring took so long."""
     elapsed_s: float
+    debug: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Material:
-    """All that is known before anything is learned."""
+class Way(Protocol):
+    """How one kind of detector goes through a training: `measuring` or `learned`."""
 
-    recipe: Recipe
-    spec: MelSpec
-    corpus: Corpus
-    train: WindowIndex
-    held_out: WindowIndex
+    def build(self, recipe: Recipe) -> tuple[Any, MelSpec]:
+        """Return the detector a recipe asks for, and the mel front end it is fed from."""
+        ...
+
+    def fit(
+        self,
+        detector: Any,
+        train: LogMelWindows,
+        held_out: LogMelWindows,
+        *,
+        recipe: Recipe,
+        run: Run,
+        console: Console,
+    ) -> FitResult:
+        """Have the detector learn normal sound, on all ranks."""
+        ...
+
+    def export(self, detector: Any, batch: Batch) -> tuple[bytes, Golden]:
+        """Return its graph, which has been run, and golden vectors of the windows of `batch`."""
+        ...
 
 
 def train(
@@ -66,146 +88,155 @@ def train(
     recipe: Recipe,
     cache_dir: Path = DEFAULT_CACHE_DIR,
     console: Console | None = None,
+    resume: bool = False,
+    mlflow_uri: str | None = None,
+    debug: bool = False,
 ) -> TrainingReport:
     """Train on recordings and directories of them, and write the bundle `output`.
 
     What belongs to the run (the recipe as resolved, checkpoints, losses, unusable files) goes to a directory beside it,
-    whose name ends in .run. Stages and progress are shown on `console`.
+    whose name ends in .run; with `resume` a run that was cut off goes on there. Stages and progress are shown on
+    `console`. Of several ranks, as torchrun and SLURM start them, each calls this and gets the report; the first one
+    writes and talks.
     """
-    started_s = time.monotonic()
-    console = console or Console(quiet=True)
+    began_s = time.monotonic()
+    ranks = current_ranks()
+    console = console if console is not None and ranks.is_first else Console(quiet=True)
+    cache_dir = cache_dir.expanduser()
+    recipe = _as_asked(recipe, recordings, debug=debug)
+    way = _way(recipe)
+    _, spec = way.build(resolve_window(recipe, MAX_WINDOW_S))  # what cannot be built is told before anything is read
+    logs = _run(output, ranks, console, resume=resume, mlflow_uri=mlflow_uri)
+    with queued_again(ranks), joined(ranks), logs as run:
+        corpus = _open_corpus(recipe.data, spec, cache_dir=cache_dir, ranks=ranks, console=console)
+        recipe = resolve_window(recipe, _shortest_s(corpus))
+        _note_down(run, recipe, corpus)
+        windows = _windows(corpus, recipe, spec, cache_dir=cache_dir, run=run, console=console)
+        detector, _ = way.build(recipe)
+        fit_began_s = time.monotonic()
+        fitted = way.fit(detector, *windows, recipe=recipe, run=run, console=console)
+        fit_s = time.monotonic() - fit_began_s
+        export = partial(way.export, detector)
+        goods = Goods(export, tuple(detector.outputs), tuple(detector.limits), recipe, *windows, fitted, debug=debug)
+        manifest = once(ranks, partial(_ship, goods, output, run))
+        return TrainingReport(
+            output=output,
+            run_dir=run.directory,
+            manifest=manifest,
+            corpus=corpus,
+            n_train_windows=len(windows[0]),
+            n_held_out_windows=len(windows[1]),
+            fitted=fitted,
+            n_ranks=ranks.size,
+            bundle_bytes=output.stat().st_size,
+            fit_s=fit_s,
+            elapsed_s=time.monotonic() - began_s,
+            debug=debug,
+        )
+
+
+def _as_asked(recipe: Recipe, recordings: Sequence[Path], *, debug: bool) -> Recipe:
     if recordings:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"paths": list(recordings)})})
-    torch.manual_seed(recipe.seed)
-    detector, spec = build_detector(recipe)
-    run_dir = _make_run_dir(output, recipe)
-    corpus = _open_corpus(recipe, spec, cache_dir=cache_dir.expanduser(), console=console)
-    if corpus.bad_files:
-        write_bad_files(run_dir / "bad-files.csv", corpus.bad_files)
-    material = _Material(recipe, spec, corpus, *_index(corpus, recipe))
-    data = _compute_features(material, cache_dir=cache_dir.expanduser(), console=console)
-    fitted = fit(detector, data, recipe=recipe, run_dir=run_dir, console=console)
-    manifest = _ship(detector, material, fitted, output=output)
-    return TrainingReport(
-        output=output,
-        run_dir=run_dir,
-        manifest=manifest,
-        corpus=corpus,
-        n_train_windows=len(material.train),
-        n_held_out_windows=len(material.held_out),
-        fitted=fitted,
-        bundle_bytes=output.stat().st_size,
-        elapsed_s=time.monotonic() - started_s,
-    )
+    return debug_recipe(recipe) if debug else recipe
 
 
-def _make_run_dir(output: Path, recipe: Recipe) -> Path:
-    """Make the directory of this run, empty but for the recipe; what cannot be written fails before the training."""
-    run_dir = output.with_suffix(".run")
+def _is_measured(recipe: Recipe) -> bool:
+    return isinstance(kind_of(recipe.detector.name), MeasuredKind)
+
+
+def _way(recipe: Recipe) -> Way:
+    if _is_measured(recipe):
+        return measuring
+    from edgeasd_train import learned  # noqa: PLC0415  # brings torch
+
+    return learned
+
+
+@contextmanager
+def _run(output: Path, ranks: Ranks, console: Console, *, resume: bool, mlflow_uri: str | None) -> Iterator[Run]:
+    """Give the run, and close it, whatever happens."""
+    directory = output.with_suffix(".run")
+    resumes = once(ranks, partial(prepare_directory, directory, resume=resume, console=console))
+    run = Run(directory, ranks=ranks, resumes=resumes)
+    if mlflow_uri is not None and ranks.is_first:
+        note = directory / MLFLOW
+        run.mlflow = MlflowLog(mlflow_uri, note=note, name=output.stem, resumes=resumes, console=console)
+    ok = False
     try:
-        if (run_dir / "recipe.yaml").exists():
-            shutil.rmtree(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
-    except OSError as exc:
-        raise CannotWriteError(f"{run_dir}: cannot be written: {exc.strerror}") from exc
-    return run_dir
+        yield run
+        ok = True
+    finally:
+        run.close(ok=ok)
 
 
-def _open_corpus(recipe: Recipe, spec: MelSpec, *, cache_dir: Path, console: Console) -> Corpus:
-    recordings = discover(recipe.data.paths, glob=recipe.data.glob, max_files=recipe.data.max_files)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("reading the recordings", total=len(recordings))
+def _progress(console: Console) -> Progress:
+    """Return a bar for a terminal: elsewhere it would leave an empty line."""
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _open_corpus(data: DataRecipe, spec: MelSpec, *, cache_dir: Path, ranks: Ranks, console: Console) -> Corpus:
+    with _progress(console) as progress:
+        task = progress.add_task("reading the recordings", total=None)
         return open_corpus(
-            recordings,
-            recipe.data,
+            data,
             cache_dir=cache_dir,
             grid_frames=spec.hop_frames,
+            ranks=ranks,
+            on_found=lambda n_files: progress.update(task, total=n_files),
             on_file=lambda _: progress.advance(task),
         )
 
 
-def _index(corpus: Corpus, recipe: Recipe) -> tuple[WindowIndex, WindowIndex]:
-    """Return the windows to train on and those held out, as numbers; InputError when there are too few."""
-    data, rate_hz = recipe.data, recipe.data.sample_rate_hz
-    train, held_out = (
-        WindowIndex(stretches, window_frames=data.window_frames, hop_frames=round(hop_s * rate_hz))
-        for stretches, hop_s in ((corpus.train, data.hop_s), (corpus.held_out, data.held_out_hop_s))
-    )
-    if len(train) < recipe.fit.batch_size or len(held_out) < MIN_SCORES:
+def _shortest_s(corpus: Corpus) -> float:
+    """Return the length of the shortest stretch of sound that is used."""
+    lengths = [int(part.n_frames.min()) for part in (corpus.train, corpus.held_out) if len(part)]
+    return min(lengths, default=0) / corpus.rate_hz
+
+
+def _note_down(run: Run, recipe: Recipe, corpus: Corpus) -> None:
+    run.begin(recipe, sys.argv)
+    if run.ranks.is_first and corpus.bad_files:
+        write_bad_files(run.directory / "bad-files.csv", corpus.bad_files)
+    if run.mlflow is not None and not run.resumes:
+        run.mlflow.params(flat(recipe))
+
+
+def _windows(
+    corpus: Corpus, recipe: Recipe, spec: MelSpec, *, cache_dir: Path, run: Run, console: Console
+) -> tuple[LogMelWindows, LogMelWindows]:
+    """Return the windows to train on and those held out; InputError when there are too few."""
+    data = recipe.data
+    sound = corpus.train, corpus.held_out
+    if _is_measured(recipe) and data.held_out_list is None:  # parts are left out in turn, and all is learned from
+        sound = (joined_stretches(*sound),) * 2
+    train = _index(sound[0], data.train_window_frames, data.hop_s, data)
+    held_out = _index(sound[1], data.window_frames, data.held_out_hop_s, data)
+    n_least = MIN_SCORES if _is_measured(recipe) else recipe.fit.batch_size
+    if len(train) < n_least or len(held_out) < MIN_SCORES:
         raise InputError(
             f"{corpus.train_s + corpus.held_out_s:.1f} s of usable sound give {len(train)} windows to train on and "
-            f"{len(held_out)} to calibrate on; it takes {recipe.fit.batch_size} and {MIN_SCORES}"
+            f"{len(held_out)} to calibrate on; it takes {n_least} and {MIN_SCORES}"
         )
-    return train, held_out
+    with _progress(console) as progress:
+        task = progress.add_task("computing log mel", total=1.0)
+        store = LogMelStore(
+            corpus,
+            spec,
+            cache_dir=cache_dir,
+            ranks=run.ranks,
+            on_piece=lambda share: progress.update(task, completed=share),
+        )
+    return LogMelWindows(corpus, train, store), LogMelWindows(corpus, held_out, store)
 
 
-def _compute_features(material: _Material, *, cache_dir: Path, console: Console) -> FitData:
-    spec, sounds = material.spec, material.corpus.sounds
-    cache = LogMelCache(cache_dir, spec)
-    with Progress(console=console, transient=True) as progress:
-        for sound in progress.track(sounds, description="computing log mel"):
-            cache.frames(sound)
-    return FitData(
-        LogMelWindows(sounds, material.train, cache, spec=spec),
-        LogMelWindows(sounds, material.held_out, cache, spec=spec),
-    )
+def _index(stretches: Stretches, window_frames: int, hop_s: float, data: DataRecipe) -> WindowIndex:
+    return WindowIndex(stretches, window_frames=window_frames, hop_frames=round(hop_s * data.sample_rate_hz))
 
 
-def _ship(detector: Detector, material: _Material, fitted: FitResult, *, output: Path) -> Manifest:
-    """Export, calibrate with what was exported, write the bundle, and open it as a node would."""
-    recipe, index = material.recipe, material.held_out
-    numbers = np.linspace(0, len(index) - 1, GOLDEN_WINDOWS).astype(np.int64)
-    inputs = node_inputs(material.corpus, index, numbers, spec=material.spec)
-    model_onnx, golden = export_onnx(detector, inputs)
-    manifest = Manifest(
-        name=_bundle_name(output),
-        version=int(f"{datetime.now(UTC):%Y%m%d%H%M%S}"),
-        detector=recipe.detector.name,
-        sample_rate_hz=recipe.data.sample_rate_hz,
-        window_frames=recipe.data.window_frames,
-        inputs=Inputs(log_mel=material.spec),
-        outputs=list(detector.outputs),
-        calibration=_calibrate(model_onnx, material),
-        provenance=_provenance(material, fitted),
-    )
-    card = model_card(manifest, material.corpus, limits=detector.limits)
-    manifest = write_bundle(output, manifest=manifest, model_onnx=model_onnx, golden=golden, card=card)
-    open_engine(read_bundle(output), "onnx").close()
+def _ship(goods: Goods, output: Path, run: Run) -> Manifest:
+    manifest = ship(goods, output)
+    if run.mlflow is not None:
+        run.mlflow.artifacts([run.directory / RECIPE, run.directory / ENVIRONMENT, output])
+        run.mlflow.text("card.md", read_bundle(output).card)
     return manifest
-
-
-def _calibrate(model_onnx: bytes, material: _Material) -> CalibrationTable:
-    data = material.recipe.data
-    engine = OnnxEngine(model_onnx)
-    try:
-        scores = score_windows(engine, material.corpus, material.held_out, spec=material.spec)
-    finally:
-        engine.close()
-    return fit_calibration(scores, window_s=data.window_s, hop_s=data.held_out_hop_s)
-
-
-def _bundle_name(output: Path) -> str:
-    """Return the file's stem, with what a manifest's name may not hold replaced."""
-    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in output.stem)
-    return name.lstrip("._-")[:64] or "model"
-
-
-def _provenance(material: _Material, fitted: FitResult) -> Provenance:
-    corpus = material.corpus
-    return Provenance(
-        created_utc=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        code_version=__version__,
-        seed=material.recipe.seed,
-        seconds_heard=corpus.train_s + corpus.held_out_s,
-        corpus_sha256=corpus.sha256(),
-        recipe=material.recipe.model_dump(mode="json"),
-        metrics={
-            "train_s": corpus.train_s,
-            "held_out_s": corpus.held_out_s,
-            "epochs": fitted.n_epochs,
-            "steps": fitted.n_steps,
-            "train_loss": fitted.train_loss,
-            "held_out_loss": fitted.held_out_loss,
-        },
-    )

@@ -1,0 +1,1 @@
+"""The workshop's verbs, one file each, as typer functions that `edgeasd` mounts."""
