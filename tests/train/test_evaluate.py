@@ -16,17 +16,18 @@ from rich.console import Console
 from edgeasd.assembly import JudgeOptions
 from edgeasd.errors import CannotWriteError, InputError
 from edgeasd.replay import ReplayJob
-from edgeasd_train.evaluate import (
+from edgeasd_train.corpus.annotations import Annotation
+from edgeasd_train.evaluate import evaluate_streams, kind_of
+from edgeasd_train.judging.alarms import Rules
+from edgeasd_train.judging.streams import (
     LANES,
     RecordingFigures,
     alarm_table,
-    evaluate,
     judge,
     mean_of_lane,
-    read_annotations,
+    read_played,
     window_table,
 )
-from edgeasd_train.metrics import Annotation, Rules
 from tests.conftest import MakeSoundscape
 
 Spans = Sequence[tuple[float, float]]
@@ -60,7 +61,7 @@ def tree(originals: Path, tmp_path: Path) -> Path:
 
 
 def _evaluate(out: Path, *paths: Path, annotations: Path | None = None) -> list[RecordingFigures]:
-    return evaluate(ReplayJob(paths, JudgeOptions()), annotations=annotations, out=out)
+    return evaluate_streams(ReplayJob(paths, JudgeOptions()), annotations=annotations, out=out)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -92,7 +93,8 @@ def test_planted_events_are_found(tree: Path, tmp_path: Path) -> None:
 def test_figures_are_written_beside_what_they_are_taken_from(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
     figures = _evaluate(out, tree)
-    assert sorted(path.name for path in out.iterdir()) == ["alarms.csv", "events.csv", "scores.csv", "windows.csv"]
+    tables = ["alarms.csv", "events.csv", "scores.csv", "windows.csv"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*tables, "a_first.wav.png", "second.wav.png"])
     windows, alarms = _rows(out / "windows.csv"), _rows(out / "alarms.csv")
     assert [(row["recording"], row["lane"]) for row in windows] == [
         (one.alarms.recording, lane.lane) for one in figures for lane in one.lanes
@@ -100,6 +102,9 @@ def test_figures_are_written_beside_what_they_are_taken_from(tree: Path, tmp_pat
     assert float(windows[0]["auc"]) == pytest.approx(figures[0].lanes[0].auc, abs=1e-4)
     assert [row["recording"] for row in alarms] == ["a/first.wav", "second.wav"]
     assert [int(row["n_reported"]) for row in alarms] == [one.alarms.n_reported for one in figures]
+    assert [float(row["median_delay_s"]) for row in alarms] == pytest.approx(
+        [one.alarms.median_delay_s for one in figures], abs=1e-4
+    )
 
 
 def test_one_table_may_annotate_all(tree: Path, tmp_path: Path) -> None:
@@ -110,38 +115,6 @@ def test_one_table_may_annotate_all(tree: Path, tmp_path: Path) -> None:
     beside = _evaluate(tmp_path / "beside", tree)
     assert _evaluate(tmp_path / "by_name", tree, annotations=by_name) == beside
     assert _evaluate(tmp_path / "by_path", tree, annotations=by_path) == beside
-
-
-def test_annotations_are_sorted_and_may_come_from_a_spreadsheet(tmp_path: Path) -> None:
-    text = "\ufeffonset,offset,label\r\n7,8.5,\r\n1.25,2,\u00e9\r\n"
-    assert read_annotations(_text(tmp_path / "a.csv", text)) == [
-        Annotation(1.25, 2.0, "\u00e9"),
-        Annotation(7.0, 8.5, ""),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("onset,offset\n1,2\nx,4\n", "line 3 has no onset and offset in seconds"),
-        ("onset,offset\n1\n", "line 2 has no onset and offset in seconds"),
-        ("start,end\n1,2\n", "line 2 has no onset and offset in seconds"),
-        ("onset,offset\n3,2\n", "line 2: the onset 3 is not before the offset 2"),
-        ("onset,offset\n-1,2\n", "line 2: the onset -1 is not before the offset 2"),
-        ("onset,offset\nnan,2\n", "line 2: the onset nan is not before"),
-        ("onset,offset\n1,inf\n", "line 2: the onset 1 is not before the offset inf"),
-        (b"onset,offset\n1,\xff\xfe\n", "annotations cannot be read"),
-        (b"onset,offset\n1," + b"x" * 200_000, "annotations cannot be read"),
-    ],
-)
-def test_annotations_that_make_no_sense_are_refused_in_one_line(
-    tmp_path: Path, text: str | bytes, complaint: str
-) -> None:
-    path = _text(tmp_path / "a.csv", text)
-    with pytest.raises(InputError) as caught:
-        read_annotations(path)
-    assert str(caught.value).startswith(f"{path}: {complaint}")
-    assert "\n" not in str(caught.value)
 
 
 def test_missing_annotations_are_named_before_any_work(tree: Path, tmp_path: Path) -> None:
@@ -178,7 +151,8 @@ def test_an_early_event_leaves_no_time_before_the_start(tmp_path: Path) -> None:
     rows = "".join(f"x.wav,{i},{i + 1},{9 if i == 2 else 0}.0,true,,,\n" for i in range(20))
     scores = _text(tmp_path / "scores.csv", header + rows)
     events = _text(tmp_path / "events.csv", "file,start_s,end_s\nx.wav,2.0,3.0\nx.wav,15.0,16.0\ny.wav,9.0,10.0\n")
-    figures = judge(scores, events, file="x.wav", events=[Annotation(2.0, 3.0)], rules=Rules())
+    judged = judge("x.wav", read_played(scores, events)["x.wav"], [Annotation(2.0, 3.0)], rules=Rules())
+    figures = judged.figures
     assert figures.alarms.hours == pytest.approx(17.0 / 3600)
     assert (figures.alarms.n_reported, figures.alarms.recall) == (2, 1.0)
     assert figures.alarms.false_alarms_per_hour == pytest.approx(3600 / 17.0)
@@ -191,7 +165,8 @@ def test_faulty_windows_are_not_judged(tmp_path: Path) -> None:
     rows = "".join(f"x.wav,{i},{i + 1},0.0,false,,,\n" for i in range(20))
     scores = _text(tmp_path / "scores.csv", header + rows)
     events = _text(tmp_path / "events.csv", "file,start_s,end_s\n")
-    figures = judge(scores, events, file="x.wav", events=[Annotation(8.0, 9.0)], rules=Rules())
+    judged = judge("x.wav", read_played(scores, events)["x.wav"], [Annotation(8.0, 9.0)], rules=Rules())
+    figures = judged.figures
     assert figures.lanes == ()
     assert figures.alarms.recall == 0.0
 
@@ -216,3 +191,21 @@ def test_the_tables_for_a_terminal_say_the_same(tree: Path, tmp_path: Path) -> N
     assert mean_of_lane(figures, "model") is None
     assert LANES[0] == "score"
     assert not math.isnan(mean.delay_at_60_s)
+
+
+def test_what_recordings_are_judged_by_is_seen_from_what_lies_there(tree: Path, tmp_path: Path) -> None:
+    assert kind_of([tree], events=None) == "streams"
+    assert kind_of([tree / "second.wav"], events=None) == "streams"
+    shutil.copy(tree / "second.wav", tmp_path / "anomaly_1.wav")
+    assert kind_of([tmp_path / "anomaly_1.wav"], events=None) == "clips"
+    assert kind_of([tmp_path / "anomaly_1.wav"], events=tmp_path / "events.csv") == "streams"
+
+
+def test_recordings_without_truth_are_refused_saying_what_was_looked_for(tree: Path) -> None:
+    (tree / "second.csv").unlink()
+    with pytest.raises(InputError) as caught:
+        kind_of([tree / "second.wav"], events=None)
+    assert str(caught.value) == (
+        f"{tree / 'second.wav'}: nothing to judge by: no name says normal or anomaly (as in DCASE's trees, or "
+        "normal_1.wav), and no table of events, second.csv, lies beside it; --events names another"
+    )

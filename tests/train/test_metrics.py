@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from edgeasd_train.metrics import (
+from edgeasd_train.corpus.annotations import Annotation
+from edgeasd_train.judging.alarms import (
     Alarms,
-    Annotation,
-    Array,
+    Detection,
     Rules,
     WindowScores,
     best_within,
@@ -22,8 +23,10 @@ from edgeasd_train.metrics import (
     judge_alarms,
     positives,
     quiet_hours,
+    sweep,
     window_auc,
 )
+from edgeasd_train.judging.roc import Array
 
 RULES = Rules()
 
@@ -36,6 +39,11 @@ def _windows(scores: Sequence[float], *, hop_s: float = 0.5) -> WindowScores:
 
 def _events(*spans: tuple[float, float]) -> list[Annotation]:
     return [Annotation(onset_s, offset_s) for onset_s, offset_s in spans]
+
+
+def _best(windows: WindowScores, events: Sequence[Annotation], *, per_hour: float) -> Detection:
+    swept = sweep(windows, events, up_to_per_hour=per_hour, hours=1.0, rules=RULES)
+    return best_within(swept, per_hour=per_hour, hours=1.0)
 
 
 def _spans(*spans: tuple[float, float]) -> tuple[Array, Array]:
@@ -181,7 +189,7 @@ def test_the_lowest_threshold_within_the_limit_is_taken() -> None:
     scores[20], scores[60], scores[70], scores[80] = 0.5, 0.9, 0.8, 0.3  # the first is the event
     events = _events((10.0, 11.0))
     for per_hour, threshold, recall in ((0.0, math.inf, 0.0), (1.0, 0.9, 0.0), (2.0, 0.5, 1.0), (3.0, 0.3, 1.0)):
-        found = best_within(_windows(scores), events, per_hour=per_hour, hours=1.0, rules=RULES)
+        found = _best(_windows(scores), events, per_hour=per_hour)
         assert (found.threshold, found.recall) == (threshold, recall)
         assert found.false_alarms <= per_hour
 
@@ -194,13 +202,25 @@ def test_all_higher_thresholds_keep_to_the_limit_as_well() -> None:
     events = _events((10.0, 11.0))
     at_low = detect(_windows(scores), events, threshold=0.5, hours=1.0, rules=RULES)
     assert at_low.false_alarms == 1
-    assert best_within(_windows(scores), events, per_hour=1.0, hours=1.0, rules=RULES).threshold == 0.9
+    assert _best(_windows(scores), events, per_hour=1.0).threshold == 0.9
+
+
+def test_a_sweep_serves_every_lower_limit() -> None:
+    random = np.random.default_rng(0)
+    windows = _windows([float(score) for score in random.random(400)])
+    events = _events((10.0, 12.0), (50.0, 51.0), (90.0, 90.5))
+    swept = sweep(windows, events, up_to_per_hour=60.0, hours=1.0, rules=RULES)
+    assert swept[0].threshold == math.inf
+    assert all(one.threshold > other.threshold for one, other in itertools.pairwise(swept))
+    assert max(found.false_alarms for found in swept) <= 60
+    for per_hour in (0.0, 6.0, 30.0):
+        assert best_within(swept, per_hour=per_hour, hours=1.0) == _best(windows, events, per_hour=per_hour)
 
 
 def test_equal_scores_stand_or_fall_together() -> None:
     scores = [0.0] * 100
     scores[20] = scores[60] = 0.7
-    found = best_within(_windows(scores), _events((10.0, 11.0)), per_hour=0.0, hours=1.0, rules=RULES)
+    found = _best(_windows(scores), _events((10.0, 11.0)), per_hour=0.0)
     assert (found.threshold, found.recall) == (math.inf, 0.0)
 
 
