@@ -2,7 +2,7 @@
 #   make demo [AUDIO=DIR-or-FILE]   the whole line in two minutes, on generated sound or on your recordings
 #   make test                       system packages (as root), environment, all tests
 #   make check                      style, types, import rules
-#   make bench                      the figures in README and docs, measured on this machine
+#   make bench [BENCHES='live ..']  the figures in README and docs, measured on this machine
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,6 +13,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+BENCHES ?= live replay streams
 STAMPS := $(VENV)/.stamps
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -36,7 +37,7 @@ check: $(STAMPS)/dev
 	$(BIN)/pre-commit validate-config
 
 bench: $(STAMPS)/dev
-	@for name in live replay streams; do echo "== bench_$$name"; $(BIN)/python -m benchmarks.bench_$$name; done
+	@for name in $(BENCHES); do echo "== bench_$$name"; $(BIN)/python -m benchmarks.bench_$$name; done
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,14 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pytest
-from numpy.typing import NDArray
+# As on a node, one thread a library, before any of them is imported: pools fight over the cores, and a process that has
+# one cannot be forked into ranks.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECORDINGS = ROOT.parent / "shared" / "audio"
 
 FloatArray = NDArray[np.float32]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run tests that fork first: torch refuses to differentiate in a child once its parent has autograd threads."""
+    items.sort(key=lambda item: item.get_closest_marker("forks") is None)
 
 
 @pytest.fixture(scope="session")

@@ -230,7 +230,7 @@ def test_the_command_prints_and_writes(
     ("arguments", "code", "complaint"),
     [
         (["--year", "2019"], 2, "--year 2019: is none of 2020 to 2026"),
-        (["--channel", "left"], 2, "--channel left: is neither mix nor the number of a channel"),
+        (["--channel", "left"], 2, "is neither a channel number (0 to 63) nor mix"),
         (["--channel", "1"], 66, "fan: none of its 12 clips can be read"),
     ],
 )

@@ -29,6 +29,8 @@ from tests.train.fit_rig import (
     start,
 )
 
+pytestmark = pytest.mark.forks
+
 SETS = ("fit.epochs=3", "prune.every_epochs=2", "prune.z_max=2.5", "fit.learning_rate=0.003")
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2",

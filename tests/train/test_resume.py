@@ -29,6 +29,8 @@ from tests.train.fit_rig import (
     start,
 )
 
+pytestmark = pytest.mark.forks
+
 EVERY_STEP = "fit.checkpoint_minutes=1e-9"
 SETS = ("fit.epochs=4", "prune.every_epochs=1", "prune.by=fraction", "prune.fraction=0.03", "prune.rounds=2",
         "fit.patience_epochs=3", "fit.keep_best=1", "fit.learning_rate=0.02", "fit.accumulate=2")  # fmt: skip
