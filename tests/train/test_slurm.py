@@ -83,7 +83,6 @@ def test_sbatch_sees_every_directive_and_bash_every_line(script: str) -> None:
     assert {"--signal=USR1@120", "--requeue"} <= directives
 
 
-@pytest.mark.timeout(400)  # three trainings of two processes each
 @pytest.mark.timeout(300)
 def test_two_tasks_make_one_training_that_survives_preemption(cluster: Cluster) -> None:
     epochs = f"{QUICK} --set fit.epochs=40"
