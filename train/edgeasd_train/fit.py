@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -127,9 +128,20 @@ def _train(job: Job, course: Course, *, run: Run, console: Console, found: Found
     ]
     if _has_bar(console, job.ranks):
         callbacks.append(RichProgressBar(console_kwargs={"stderr": console.stderr}))
-    with quiet("lightning.pytorch"):
+    with quiet("lightning.pytorch"), _determinism_kept():
         trainer = _trainer(job, callbacks, logger=RunLogger(run), bar=_has_bar(console, job.ranks))
         trainer.fit(Training(job, course), ckpt_path=found.path if found else None, weights_only=True)
+
+
+@contextmanager
+def _determinism_kept() -> Iterator[None]:
+    """Leave torch's own setting as it was: the trainer asks for deterministic algorithms, for the whole process."""
+    was_on = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=only_warned)
 
 
 def _trainer(job: Job, callbacks: list[Callback], *, logger: RunLogger, bar: bool) -> lightning.Trainer:
