@@ -19,10 +19,11 @@ from edgeasd_train.judging.alarms import Alarms, Rules, WindowScores
 from edgeasd_train.judging.clipfiles import ClipReport
 from edgeasd_train.judging.clips import MachineScores
 from edgeasd_train.judging.dcase import Clips, judge_clips
-from edgeasd_train.judging.plots import draw_clips, picture
+from edgeasd_train.judging.plots import draw_clips
 from edgeasd_train.judging.streamplots import draw_recording
 from edgeasd_train.judging.streams import Judged, Played, judge
 from edgeasd_train.judging.threshold import Threshold
+from edgeasd_train.pictures import picture
 from tests.small_bundle import write_small_bundle
 
 Floats = NDArray[np.float64]
