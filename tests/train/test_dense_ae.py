@@ -183,3 +183,9 @@ def test_the_recipe_learns_from_single_stacks_in_steps_of_the_originals_size(nam
 def test_too_short_windows_and_unknown_scores_are_refused(override: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         build_detector(load_recipe("dense-ae", overrides=[override]))
+
+
+def test_a_detector_that_must_see_whole_windows_refuses_pieces_of_them() -> None:
+    recipe = load_recipe("bird-ae", overrides=["data.train_window_s=0.5"])
+    with pytest.raises(SettingsError, match=r"data\.train_window_s: bird-ae"):
+        build_detector(recipe)

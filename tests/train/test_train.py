@@ -176,6 +176,14 @@ def test_a_training_that_runs_away_is_an_error_and_writes_no_bundle(trained: Tra
     assert not (tmp_path / "m.edgeasd").exists()
 
 
+def test_sound_for_less_than_a_batch_makes_smaller_batches(tmp_path: Path, make_soundscape: MakeSoundscape) -> None:
+    soundfile.write(tmp_path / "short.wav", make_soundscape(12.0).samples, RATE_HZ)
+    recipe = load_recipe(overrides=["fit.epochs=1", "fit.min_steps=1", "fit.batch_size=256", "data.held_out=0.5"])
+    report = train([tmp_path], output=tmp_path / "m.edgeasd", recipe=recipe, cache_dir=tmp_path / "cache")
+    assert report.n_train_windows < 256
+    assert report.fitted.n_steps == 1
+
+
 def test_too_little_sound_and_unwritable_places_are_told_before_training(trained: Trained, tmp_path: Path) -> None:
     recipe = load_recipe(overrides=["data.end_s=4"])
     with pytest.raises(InputError, match="windows to train on and"):

@@ -212,11 +212,10 @@ def _windows(
         sound = (joined_stretches(*sound),) * 2
     train = _index(sound[0], data.train_window_frames, data.hop_s, data)
     held_out = _index(sound[1], data.window_frames, data.held_out_hop_s, data)
-    n_least = MIN_SCORES if _is_measured(recipe) else recipe.fit.batch_size
-    if len(train) < n_least or len(held_out) < MIN_SCORES:
+    if min(len(train), len(held_out)) < MIN_SCORES:  # fewer than a batch make one smaller batch
         raise InputError(
             f"{corpus.train_s + corpus.held_out_s:.1f} s of usable sound give {len(train)} windows to train on and "
-            f"{len(held_out)} to calibrate on; it takes {n_least} and {MIN_SCORES}"
+            f"{len(held_out)} to calibrate on; it takes {MIN_SCORES} of each"
         )
     with _progress(console) as progress:
         task = progress.add_task("computing log mel", total=1.0)

@@ -209,9 +209,6 @@ class DenseAe:
         """Return the graph that ships, in evaluation mode."""
         return DenseAeServed(self.network, self._options).eval()
 
-    def _errors(self, batch: Batch) -> torch.Tensor:
-        return self._residuals(batch).square().mean(dim=(1, 2, 3))
-
     def _residuals(self, batch: Batch) -> torch.Tensor:
         """Return what is left of all stacks (B, V, 5, n_rows) of each window without their drawings, in dB."""
         stacks = cut_stacks(batch["log_mel"])
