@@ -1,6 +1,7 @@
 # Every target sets itself up from a bare machine (Debian 12: python3, python3-venv, make) and is instant when it can be.
 #   make demo [AUDIO=DIR-or-FILE]   the whole line in two minutes, on generated sound or on your recordings
 #   make test                       system packages (as root), environment, all tests
+#   make rig [PROMISES='P1 P8']     the reliability table in full: kills, unplugs, outages; hours
 #   make check                      style, types, import rules
 #   make bench [BENCHES='live ..']  the figures in README and docs, measured on this machine
 
@@ -13,11 +14,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+PROMISES ?=
 BENCHES ?= live replay streams
 STAMPS := $(VENV)/.stamps
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check rig bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +37,10 @@ check: $(STAMPS)/dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pre-commit validate-config
+
+rig: $(STAMPS)/dev
+	@tools/system-packages
+	$(BIN)/python -m tests.rig $(PROMISES)
 
 bench: $(STAMPS)/dev
 	@for name in $(BENCHES); do echo "== bench_$$name"; $(BIN)/python -m benchmarks.bench_$$name; done

@@ -29,8 +29,8 @@ from benchmarks.machine import machine_line, one_thread
 from deploy.demo.soundscape import make_soundscape
 from edgeasd.assembly import JudgeOptions
 from edgeasd.replay import ReplayJob, TablePaths, replay
-from tests.system.broker import Broker
-from tests.system.pulse import PulseRig
+from tests.rig.broker import Broker
+from tests.rig.pulse import PulseRig
 
 EDGEASD = str(Path(sys.executable).with_name("edgeasd"))
 RATE_HZ = 16000

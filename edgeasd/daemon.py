@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from edgeasd.clock import FrameClock
 from edgeasd.errors import SettingsError
 from edgeasd.health.notify import Notifier
 from edgeasd.line import HungError, Line, Several, Taker, Track
+from edgeasd.node import Attendant, Node
 from edgeasd.reporter import Reporter, reporting
 from edgeasd.scoring.jury import AlarmPolicy, Grid
 from edgeasd.settings import Settings
@@ -89,10 +90,16 @@ def run(settings: Settings, options: RunOptions) -> None:
         reporter = stack.enter_context(reporting(settings, bench, names))
         exporter = stack.enter_context(_exporting(settings, reporter))
         line = Line(tracks, bench.pipeline, doorbell=doorbell)
+        node = Node(settings, bench, line, reporter, notifier)
         log.info("listening to %s, judged by %s", ", ".join(names), _judges(bench))
         notifier.ready(f"listening to {', '.join(names)}")
-        _Loop(line, reporter, exporter, notifier, settings=settings, options=options).run(stop)
+        _Loop(node, exporter, attendants=_attendants(), options=options).run(stop)
         notifier.stopping()
+
+
+def _attendants() -> Sequence[Attendant]:
+    """Return whoever looks after the node while it runs, in the order in which they are asked."""
+    return ()
 
 
 @contextmanager
@@ -170,40 +177,33 @@ def _judges(bench: Bench) -> str:
 
 
 class _Loop:
-    """Judges, and looks after the line, until it is time to stop."""
+    """Judges, and looks after the node, until it is time to stop."""
 
-    def __init__(  # what a node consists of
-        self,
-        line: Line,
-        reporter: Reporter,
-        exporter: Exporter | None,
-        notifier: Notifier,
-        *,
-        settings: Settings,
-        options: RunOptions,
+    def __init__(
+        self, node: Node, exporter: Exporter | None, *, attendants: Sequence[Attendant], options: RunOptions
     ) -> None:
-        self._line = line
-        self._reporter = reporter
+        self._node = node
         self._exporter = exporter
-        self._taker: Taker = reporter if exporter is None else Several([reporter, exporter])
-        self._notifier = notifier
-        self._settings = settings
+        self._taker: Taker = node.reporter if exporter is None else Several([node.reporter, exporter])
+        self._attendants = attendants
         self._options = options
         self._care_due_s = 0.0
-        self._health_due_s = time.monotonic() + settings.health_interval_s
+        self._health_due_s = time.monotonic() + node.settings.health_interval_s
         self._until_s = None if options.duration_s is None else time.monotonic() + options.duration_s
 
     def run(self, stop: threading.Event) -> None:
         """Judge what comes until `stop`, the end of the duration, or the end of all sources."""
-        while not stop.is_set() and self._line.running and not self._over():
-            self._line.step(self._taker, timeout_s=self._step_s())
+        line, reporter = self._node.line, self._node.reporter
+        while not stop.is_set() and line.running and not self._over():
+            line.step(self._taker, timeout_s=self._step_s())
             self._look_after(time.monotonic())
-        self._line.check()  # a source that died of an error has ended too, and must not look like a clean stop
-        self._line.finish(self._taker)
-        self._reporter.health(self._line)
+        line.check()  # a source that died of an error has ended too, and must not look like a clean stop
+        line.finish(self._taker)
+        reporter.health(line)
 
     def _over(self) -> bool:
-        if self._options.once and all(self._reporter.heard(track.source.name) for track in self._line.tracks):
+        heard = self._node.reporter.heard
+        if self._options.once and all(heard(track.source.name) for track in self._node.line.tracks):
             return True
         return self._until_s is not None and time.monotonic() >= self._until_s
 
@@ -214,18 +214,21 @@ class _Loop:
         if now_s < self._care_due_s:
             return
         self._care_due_s = now_s + _STEP_S
+        node, reporter = self._node, self._node.reporter
         try:
-            self._line.check()
+            node.line.check()
         except HungError as exc:
-            self._reporter.device_hung(exc.track)
+            reporter.device_hung(exc.track)
             raise
-        stats = self._reporter.publisher.stats()
+        for attendant in self._attendants:
+            attendant.attend(node, now_s)
+        stats = reporter.publisher.stats()
         if stats.stalls < _MAX_STALLS:  # a publisher that no new connection helps is better restarted
-            self._notifier.watchdog()
-        self._reporter.info(self._settings)
+            node.notifier.watchdog()
+        reporter.info(node.settings)
         if self._exporter is not None:
-            self._exporter.refresh(self._line)
+            self._exporter.refresh(node.line)
         if now_s >= self._health_due_s:
-            self._health_due_s = now_s + self._settings.health_interval_s
-            self._reporter.health(self._line)
-            self._notifier.status(self._reporter.status_line())
+            self._health_due_s = now_s + node.settings.health_interval_s
+            reporter.health(node.line)
+            node.notifier.status(reporter.status_line())

@@ -51,7 +51,7 @@ class Reporter:
         self.engine_name = bench.engine_name
         for source in sources:
             self._tell(wire.alarm(source, active=False), *wire.fault(source, None, since_ns=time.time_ns()))
-            self._tell(wire.threshold(source, bench.pipeline.threshold))
+            self._tell(wire.threshold(source, bench.pipeline.threshold(source)))
 
     def skipped(self, track: Track, skipped: Skipped) -> None:
         """Enter a loss into the ledger; an absent device is a fault."""
@@ -65,7 +65,7 @@ class Reporter:
         if isinstance(said, Score):
             self._score(track, said, infer_ms)
         elif isinstance(said, Event):
-            threshold = self._bench.pipeline.threshold
+            threshold = self._bench.pipeline.threshold(source)
             self._tell(self._wire.event(said, utc_ns=utc_ns, rate_hz=self._rate_hz, threshold=threshold))
             self._alarm(source)
         elif isinstance(said, StateNotice):

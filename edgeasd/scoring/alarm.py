@@ -11,7 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgeasd.records import Band, Event, EventType, Opinion
 
@@ -121,6 +121,10 @@ class _Lane:
         self.story = self.run_start_frame = None
 
 
+def _retuned(lane: _Lane | None, levels: Levels) -> _Lane:
+    return _Lane(levels) if lane is None else replace(lane, levels=levels)
+
+
 @dataclass(slots=True)
 class EventTracker:
     """Turns the verdicts about one source into `Event` records: start, update, end.
@@ -148,6 +152,15 @@ class EventTracker:
     def active(self) -> bool:
         """Return whether an event has started and not ended."""
         return bool(self._stories)
+
+    def retune(self, *, timing: Timing, prompt_levels: dict[str, Levels], confirm_levels: Levels | None) -> None:
+        """Go on with other levels and times; an event under way stays one where the new levels still hold it.
+
+        An event whose lane is no longer asked ends at the next `settle` that finds nothing near it.
+        """
+        self.timing, self.prompt_levels, self.confirm_levels = timing, prompt_levels, confirm_levels
+        self._prompt = {name: _retuned(self._prompt.get(name), levels) for name, levels in prompt_levels.items()}
+        self._confirm = None if confirm_levels is None else _retuned(self._confirm, confirm_levels)
 
     def prompt(self, lane_name: str, verdict: Verdict) -> list[Event]:
         """Take what a prompt lane says of the newest window."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgeasd.bundle import Manifest
@@ -18,6 +18,8 @@ By = Literal["auto", "novelty", "model", "either"]
 
 _LEAVE_P_RATIO = 10.0
 """A model's lane stays open while its p-value is at most this many times the one it opens at."""
+_BUDGET_RANGE_PER_HOUR = (1e-40, 3600.0)
+_HALVINGS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,25 @@ def swear_in(grid: Grid, *, model: Model | None, has_novelty: bool, policy: Alar
             update_frames=round(policy.update_s * grid.rate_hz),
         ),
     )
+
+
+def policy_at(
+    threshold: float, grid: Grid, *, model: Model | None, has_novelty: bool, policy: AlarmPolicy
+) -> AlarmPolicy:
+    """Return `policy` with the budget at which an event starts at once from the score `threshold` on.
+
+    Levels fall as the budget grows, so that the budget is found by halving; where no budget gives the threshold, the
+    nearest one that there is.
+    """
+    low, high = _BUDGET_RANGE_PER_HOUR
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(low * high)
+        tried = replace(policy, false_alarms_per_hour=middle)
+        if swear_in(grid, model=model, has_novelty=has_novelty, policy=tried).threshold > threshold:
+            low = middle
+        else:
+            high = middle
+    return replace(policy, false_alarms_per_hour=high)
 
 
 def _model_levels(grid: Grid, model: Model, per_hour: float) -> tuple[Levels, float]:

@@ -97,6 +97,13 @@ class Listener:
         """Return whether an event is under way."""
         return self._tracker.active
 
+    def seat(self, jury: Jury, model: Model | None) -> None:
+        """Go on with other rules, or with another model on the same front end's framing; the past is kept."""
+        self._jury, self._model = jury, model
+        spec = None if model is None else model.manifest.inputs.log_mel
+        self._model_edges_hz = None if spec is None else spec.band_edges_hz()
+        self._tracker.retune(timing=jury.timing, prompt_levels=jury.prompt_levels, confirm_levels=jury.confirm_levels)
+
     def hear(self, window: Window) -> Heard:
         """Look at the input before anybody listens to it."""
         level, fault = self._inspect(window.samples)

@@ -9,7 +9,7 @@ import numpy as np
 from edgeasd.features.mel import MelSpec
 from edgeasd.records import FloatArray, Opinion, Skipped, Window
 from edgeasd.scoring.front import SharedFrontEnd
-from edgeasd.scoring.jury import AlarmPolicy, Grid, Model, swear_in
+from edgeasd.scoring.jury import AlarmPolicy, Grid, Jury, Model, policy_at, swear_in
 from edgeasd.scoring.listener import Heard, Inspect, Listener, Said
 
 
@@ -35,7 +35,10 @@ class Pipeline:
         self._model = model
         self._novelty = novelty
         self._model_spec = None if model is None else model.manifest.inputs.log_mel
-        self._jury = swear_in(grid, model=model, has_novelty=novelty is not None, policy=policy)
+        self._policy = policy
+        self._thresholds: dict[str, float] = {}
+        self._juries: dict[str, Jury] = {}
+        self._jury = self._sworn_in(policy)
         self._inspect = inspect
         self._listeners: dict[str, Listener] = {}
         self._fronts: dict[str, SharedFrontEnd] = {}
@@ -45,10 +48,41 @@ class Pipeline:
         """Return whether windows get a second look."""
         return self._novelty is not None
 
-    @property
-    def threshold(self) -> float:
-        """Return the score at which an event starts at once."""
-        return self._jury.threshold
+    def threshold(self, source: str) -> float:
+        """Return the score at which an event of the source starts at once."""
+        return self._jury_of(source).threshold
+
+    def set_policy(self, policy: AlarmPolicy) -> None:
+        """Judge by another policy from now on; SettingsError, and nothing changed, when it names a judge who is absent.
+
+        Sources with a threshold of their own keep it.
+        """
+        self._jury, self._policy = self._sworn_in(policy), policy
+        self._reseat()
+
+    def set_threshold(self, source: str, score: float | None) -> None:
+        """Let events of the source start at once from `score` on, -log10 p; None: as the budget says.
+
+        All levels of the source move with it, as if the budget were the one that gives this threshold.
+        """
+        if score is None:
+            self._thresholds.pop(source, None)
+        else:
+            self._thresholds[source] = score
+        self._reseat()
+
+    def set_model(self, model: Model) -> None:
+        """Ask another model from now on; its sound must be cut and framed as that of the present one.
+
+        The past of each source is kept. The engine of the former model is not closed.
+        """
+        spec = model.manifest.inputs.log_mel
+        assert self._model is not None
+        assert _framing(spec) == _framing(self._model_spec), "another framing needs another line"
+        self._model, self._model_spec = model, spec
+        self._jury = self._sworn_in(self._policy)
+        self._fronts.clear()
+        self._reseat()
 
     def join(self, novelty: Opinion | None, model: Opinion | None) -> Opinion:
         """Return the joined opinion; its score is -log10 of its p-value."""
@@ -78,12 +112,31 @@ class Pipeline:
         """Return whether an event of the source is under way."""
         return source in self._listeners and self._listeners[source].alarm_active
 
+    def _sworn_in(self, policy: AlarmPolicy) -> Jury:
+        return swear_in(self._grid, model=self._model, has_novelty=self._novelty is not None, policy=policy)
+
+    def _jury_of(self, source: str) -> Jury:
+        if source not in self._thresholds:
+            return self._jury
+        if source not in self._juries:
+            has_novelty = self._novelty is not None
+            policy = policy_at(
+                self._thresholds[source], self._grid, model=self._model, has_novelty=has_novelty, policy=self._policy
+            )
+            self._juries[source] = self._sworn_in(policy)
+        return self._juries[source]
+
+    def _reseat(self) -> None:
+        self._juries.clear()
+        for source, listener in self._listeners.items():
+            listener.seat(self._jury_of(source), self._model)
+
     def _listener(self, source: str) -> Listener:
         if source not in self._listeners:
             self._listeners[source] = Listener(
                 source,
                 self._grid,
-                jury=self._jury,
+                jury=self._jury_of(source),
                 model=self._model,
                 novelty=self._novelty,
                 inspect=self._inspect,
@@ -121,3 +174,7 @@ class Pipeline:
         for index, one in enumerate(heard):
             one.model_score = float(outputs.score[index])
             one.model_residual = None if outputs.residual is None else outputs.residual[index]
+
+
+def _framing(spec: MelSpec | None) -> tuple[int, int, int] | None:
+    return None if spec is None else (spec.sample_rate_hz, spec.n_fft, spec.hop_frames)

@@ -20,7 +20,7 @@ from edgeasd.publish.mqtt import MqttPublisher
 from edgeasd.publish.outbox import Outbox
 from edgeasd.publish.target import MqttOptions
 from edgeasd.records import Event, EventType, Level, Opinion, Score
-from tests.system.broker import MOSQUITTO, NO_MOSQUITTO, Broker, Subscriber, wait_for
+from tests.rig.broker import MOSQUITTO, NO_MOSQUITTO, Broker, Subscriber, wait_for
 
 WIRE = Wire("w097", model="m@1", backend="onnx")
 

@@ -14,7 +14,7 @@ import soundfile
 from edgeasd.capture.files import FileSource
 from edgeasd.capture.source import Source, SourceSpec, open_microphone
 from edgeasd.records import AudioBlock, Gap
-from tests.system.pulse import PulseMicrophone, available, one_microphone
+from tests.rig.pulse import PulseMicrophone, available, one_microphone
 
 RATE_HZ = 16_000
 DEADLINE_S = 10.0

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from deploy.demo.soundscape import RATE_HZ, make_soundscape
 from edgeasd.assembly import JudgeOptions
 from edgeasd.replay import ReplayJob, TablePaths, replay
-from tests.system.broker import Broker, Received, Subscriber
-from tests.system.pulse import PulseRig, available, wait_until
+from tests.rig.broker import Broker, Received, Subscriber
+from tests.rig.pulse import PulseRig, available, wait_until
 
 EDGEASD = str(Path(sys.executable).with_name("edgeasd"))
 _why_not = available() or (None if which("mosquitto") else "needs the package mosquitto")

@@ -18,7 +18,7 @@ from edgeasd.publish.outbox import Outbox, OutboxLimits
 from edgeasd.publish.target import MqttOptions, MqttTarget
 from edgeasd.publish.wire import Wire
 from edgeasd.records import Event, EventType, Level, Opinion, Score
-from tests.system.broker import Received, wait_for
+from tests.rig.broker import Received, wait_for
 
 ROOT = Path(__file__).parents[2]
 WIRE = Wire("w097", model="m@1", backend="onnx")

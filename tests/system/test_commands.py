@@ -17,7 +17,7 @@ import pytest
 from edgeasd.commands.checks import Finding, Verdict, exit_code_of
 from edgeasd.commands.checks.broker import check_broker
 from edgeasd.settings import Places, Settings, resolve_settings
-from tests.system.broker import MOSQUITTO, NO_MOSQUITTO, Broker, BrokerSetup, Certificates, free_port, make_certificates
+from tests.rig.broker import MOSQUITTO, NO_MOSQUITTO, Broker, BrokerSetup, Certificates, free_port, make_certificates
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason=NO_MOSQUITTO)
 

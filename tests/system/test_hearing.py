@@ -18,7 +18,7 @@ from edgeasd.commands.checks.device import check_devices
 from edgeasd.commands.hearing import hear
 from edgeasd.errors import UnavailableError
 from edgeasd.settings import Places, Settings, resolve_settings
-from tests.system.pulse import PulseMicrophone, available, one_microphone
+from tests.rig.pulse import PulseMicrophone, available, one_microphone
 
 _WHY_NOT = available()
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=_WHY_NOT or "")

@@ -17,7 +17,7 @@ from edgeasd.capture.source import SourceSpec, open_microphone
 from edgeasd.capture.thread import CaptureThread
 from edgeasd.clock import FrameClock
 from edgeasd.records import FloatArray, LossReason
-from tests.system.pulse import PulseMicrophone, PulseRig, available, one_microphone, wait_until
+from tests.rig.pulse import PulseMicrophone, PulseRig, available, one_microphone, wait_until
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 

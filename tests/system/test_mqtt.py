@@ -19,7 +19,7 @@ from edgeasd.publish.message import Kind, Parcel
 from edgeasd.publish.mqtt import MqttPublisher
 from edgeasd.publish.outbox import Outbox, OutboxLimits
 from edgeasd.records import Fault, Level
-from tests.system.broker import MOSQUITTO, NO_MOSQUITTO, Broker, BrokerSetup, Subscriber, wait_for
+from tests.rig.broker import MOSQUITTO, NO_MOSQUITTO, Broker, BrokerSetup, Subscriber, wait_for
 from tests.system.mqtt_rig import (
     WIRE,
     assert_copies_share_their_id,

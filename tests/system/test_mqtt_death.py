@@ -20,7 +20,7 @@ import pytest
 from edgeasd.errors import TemporaryError
 from edgeasd.publish.outbox import Outbox
 from edgeasd.publish.target import MqttTarget
-from tests.system.broker import MOSQUITTO, NO_MOSQUITTO, Broker, BrokerSetup, Received, Subscriber, free_port, wait_for
+from tests.rig.broker import MOSQUITTO, NO_MOSQUITTO, Broker, BrokerSetup, Received, Subscriber, free_port, wait_for
 from tests.system.mqtt_rig import (
     QUICK,
     ROOT,

@@ -14,7 +14,7 @@ from typing import Self
 import pytest
 
 from edgeasd.publish.target import MqttTarget
-from tests.system.broker import wait_for
+from tests.rig.broker import wait_for
 from tests.system.mqtt_rig import QUICK, event, publishing
 
 

@@ -12,7 +12,7 @@ import pytest
 from edgeasd.publish.mqtt import MqttPublisher
 from edgeasd.publish.outbox import Outbox
 from edgeasd.publish.target import MqttTarget, TlsFiles
-from tests.system.broker import (
+from tests.rig.broker import (
     MOSQUITTO,
     NO_MOSQUITTO,
     Broker,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges
+from edgeasd.errors import SettingsError
 from edgeasd.records import (
     Confirmation,
     Event,
@@ -323,7 +324,7 @@ def test_the_threshold_is_where_events_start(make_bench: MakeBench, make_soundsc
     told = _hear(bench.pipeline, _cut(make_soundscape(60.0, events=((40.0, 41.5),)).samples, bench.grid))
     over = [score for score in _scores(told) if score.score >= score.threshold]
     prompt = [event for event in _events(told) if event.event_type is EventType.START and event.confirmed is None]
-    assert {score.threshold for score in _scores(told)} == {bench.pipeline.threshold}
+    assert {score.threshold for score in _scores(told)} == {bench.pipeline.threshold("mic0")}
     assert prompt
     assert over[0].first_frame + over[0].n_frames == prompt[0].end_frame
 
@@ -354,3 +355,54 @@ def test_either_hears_both(make_bench: MakeBench, make_soundscape: MakeSoundscap
     first_judged = [score.warmup for score in _scores(told)].index(False)
     assert all(before.warmup >= after.warmup for before, after in pairwise(_scores(told)))
     assert first_judged * bench.grid.hop_frames / bench.grid.rate_hz == pytest.approx(16.0, abs=4.0)
+
+
+def test_a_threshold_of_its_own_moves_the_events_of_one_source(
+    make_bench: MakeBench, make_soundscape: MakeSoundscape
+) -> None:
+    bench = make_bench()
+    sound = make_soundscape(60.0, events=((40.0, 41.5),)).samples
+    usual = bench.pipeline.threshold("mic0")
+    bench.pipeline.set_threshold("deaf", 30.0)
+    assert bench.pipeline.threshold("deaf") == pytest.approx(30.0, abs=0.01)
+    assert bench.pipeline.threshold("mic0") == usual
+    windows = [*_cut(sound, bench.grid), *_cut(sound, bench.grid, source="deaf")]
+    told = _hear(bench.pipeline, windows)
+    prompt = {source for source, one in told if isinstance(one, Event) and one.confirmed is None}
+    assert prompt == {"mic0"}
+    bench.pipeline.set_threshold("deaf", None)
+    assert bench.pipeline.threshold("deaf") == usual
+
+
+def test_another_policy_counts_from_the_next_window_and_keeps_the_past(
+    make_bench: MakeBench, make_soundscape: MakeSoundscape
+) -> None:
+    bench = make_bench()
+    windows = _cut(make_soundscape(60.0, events=((40.0, 41.5),)).samples, bench.grid)
+    half = next(i for i, window in enumerate(windows) if window.first_frame >= 30 * bench.grid.rate_hz)
+    before = _scores(bench.pipeline.process(windows[:half]))
+    bench.pipeline.set_policy(AlarmPolicy(false_alarms_per_hour=1e-6))
+    after = bench.pipeline.process(windows[half:])
+    assert {score.threshold for score in before} != {score.threshold for score in _scores(after)}
+    assert not any(score.warmup for score in _scores(after))
+    assert not _events(after)
+
+
+def test_a_policy_that_names_an_absent_judge_changes_nothing(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    usual = bench.pipeline.threshold("mic0")
+    with pytest.raises(SettingsError, match="needs a bundle"):
+        bench.pipeline.set_policy(AlarmPolicy(false_alarms_per_hour=1.0, by="model"))
+    assert bench.pipeline.threshold("mic0") == usual
+
+
+def test_another_model_goes_on_with_the_same_past(make_bench: MakeBench, make_soundscape: MakeSoundscape) -> None:
+    bench, other = make_bench("either"), make_bench("either")
+    model = other.pipeline._model
+    assert model is not None
+    windows = _cut(make_soundscape(40.0, rate_hz=8_000).samples, bench.grid)
+    whole = _plain(other.pipeline.process(windows))
+    told = bench.pipeline.process(windows[:900])
+    bench.pipeline.set_model(model)
+    told += bench.pipeline.process(windows[900:])
+    assert _plain(told) == whole  # the other model is the same one
