@@ -2,6 +2,7 @@
 #   make demo [AUDIO=DIR-or-FILE]   the whole line in two minutes, on generated sound or on your recordings
 #   make test                       system packages (as root), environment, all tests
 #   make rig [PROMISES='P1 P8']     the reliability table in full: kills, unplugs, outages; hours
+#   make soak [HOURS=1]             a node for hours with all faults in turn: growth, loss, the ledger
 #   make check                      style, types, import rules
 #   make bench [BENCHES='live ..']  the figures in README and docs, measured on this machine
 
@@ -16,10 +17,11 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 PROMISES ?=
 BENCHES ?= live replay streams
+HOURS ?= 1
 STAMPS := $(VENV)/.stamps
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check rig bench clean
+.PHONY: help demo test check rig soak bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +43,10 @@ check: $(STAMPS)/dev
 rig: $(STAMPS)/dev
 	@tools/system-packages
 	$(BIN)/python -m tests.rig $(PROMISES)
+
+soak: $(STAMPS)/dev
+	@tools/system-packages
+	$(BIN)/python -m tests.rig.soak --hours $(HOURS)
 
 bench: $(STAMPS)/dev
 	@for name in $(BENCHES); do echo "== bench_$$name"; $(BIN)/python -m benchmarks.bench_$$name; done

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeasd.bundle import Bundle, read_bundle
-from edgeasd.engine import EngineKind, open_engine
+from edgeasd.engine import Engine, EngineKind, open_engine
 from edgeasd.errors import SettingsError
 from edgeasd.features.mel import MelSpec
 from edgeasd.health.inputs import measure
@@ -18,6 +18,7 @@ from edgeasd.scoring.calibration import Calibration
 from edgeasd.scoring.jury import AlarmPolicy, Grid, Model
 from edgeasd.scoring.novelty import NOVELTY_SPEC
 from edgeasd.scoring.pipeline import Pipeline
+from edgeasd.signing import Trust
 from edgeasd.site import site_calibration
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,10 @@ DEFAULT_WINDOW_S = 1.0
 class JudgeOptions:
     """Which judges sit, and how."""
 
-    bundle: Path | None = None
+    bundle: Bundle | Path | None = None
+    """A path is read and verified."""
+    trust: Trust | None = None
+    """Whose signature a bundle that is read must bear; None asks for none."""
     engine: EngineKind = "auto"
     hop_s: float = 0.5
     novelty: bool = True
@@ -46,8 +50,14 @@ class Bench:
     pipeline: Pipeline
     grid: Grid
     bundle: Bundle | None
-    engine_name: str | None
+    model: Model | None
+    """The bundle in use; None with it."""
     calibrated_on_site: bool
+
+    @property
+    def engine_name(self) -> str | None:
+        """Return what runs the model."""
+        return None if self.model is None else self.model.engine.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class Plan:
 
 def plan_judges(options: JudgeOptions) -> Plan:
     """Read and verify the bundle, if any, and lay out the grid of windows."""
-    bundle = None if options.bundle is None else read_bundle(options.bundle)
+    bundle = read_bundle(options.bundle, trust=options.trust) if isinstance(options.bundle, Path) else options.bundle
     if bundle is None:
         framing = NOVELTY_SPEC
         window_frames = round(DEFAULT_WINDOW_S * framing.sample_rate_hz)
@@ -83,13 +93,17 @@ def seat_judges(plan: Plan) -> Iterator[Bench]:
         return
     engine = open_engine(plan.bundle, plan.options.engine)
     try:
-        state_dir = plan.options.state_dir
-        on_site = None if state_dir is None else site_calibration(state_dir, plan.bundle)
-        manifest = plan.bundle.manifest
-        model = Model(engine=engine, manifest=manifest, calibration=Calibration(on_site or manifest.calibration))
-        yield _bench(plan, model=model, on_site=on_site is not None)
+        model, on_site = seat_model(plan.bundle, engine, state_dir=plan.options.state_dir)
+        yield _bench(plan, model=model, on_site=on_site)
     finally:
         engine.close()
+
+
+def seat_model(bundle: Bundle, engine: Engine, *, state_dir: Path | None) -> tuple[Model, bool]:
+    """Return a bundle in use, and whether it is calibrated on site; the site calibration wins where there is one."""
+    on_site = None if state_dir is None else site_calibration(state_dir, bundle)
+    calibration = Calibration(on_site or bundle.manifest.calibration)
+    return Model(engine=engine, manifest=bundle.manifest, calibration=calibration), on_site is not None
 
 
 def _bench(plan: Plan, *, model: Model | None, on_site: bool) -> Bench:
@@ -100,7 +114,7 @@ def _bench(plan: Plan, *, model: Model | None, on_site: bool) -> Bench:
         policy=plan.options.policy,
         inspect=measure,
     )
-    return Bench(pipeline, plan.grid, plan.bundle, None if model is None else model.engine.name, on_site)
+    return Bench(pipeline, plan.grid, plan.bundle, model, on_site)
 
 
 def novelty_spec(model_spec: MelSpec | None, *, rate_hz: int) -> MelSpec:

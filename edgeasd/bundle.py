@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import stat
 import struct
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from edgeasd.errors import BundleError, CannotWriteError
+from edgeasd.disk import replace_file
+from edgeasd.errors import BundleError
 from edgeasd.manifest import CalibrationTable, Inputs, Manifest, Provenance, first_fault
 from edgeasd.onnxgraph import FLOAT32, GraphInfo, TensorInfo, read_graph
 from edgeasd.records import FloatArray
+from edgeasd.signing import Trust, read_signature
 
 __all__ = [
     "Bundle",
@@ -44,6 +46,7 @@ MEMBER_LIMITS = {"manifest.json": MIB, "model.onnx": 256 * MIB, "golden.npz": 16
 """The members, in the order they are written, and the most bytes each may have."""
 _MAX_BUNDLE_BYTES = sum(MEMBER_LIMITS.values()) + MIB
 _MAX_GOLDEN_WINDOWS = 64
+_MAX_DIMENSIONS = 8
 _END_OF_ZIP_BYTES = 22
 _MAX_DIRECTORY_BYTES = 4096
 
@@ -68,13 +71,20 @@ class Bundle:
     model_onnx: bytes
     golden: Golden
     card: str
+    signed_by: str | None = None
+    """The trusted key that signed it; None where no keys are trusted, and nobody looked."""
 
 
-def read_bundle(path: Path | str) -> Bundle:
-    """Return the verified bundle at `path`; BundleError says what is wrong with it."""
+def read_bundle(path: Path | str, *, trust: Trust | None = None) -> Bundle:
+    """Return the verified bundle at `path`; BundleError says what is wrong with it.
+
+    With `trust` nothing of it is looked into before its signature holds.
+    """
     path = Path(path)
     try:
         data = _read_file(path)
+        digest = hashlib.sha256(data)
+        signer = None if trust is None else str(trust.signer(digest.digest(), read_signature(path)))
         members = _read_members(data)
         manifest = _read_manifest(members)
         check_graph(read_graph(members["model.onnx"]), manifest)
@@ -82,7 +92,7 @@ def read_bundle(path: Path | str) -> Bundle:
         card = members["card.md"].decode("utf-8", errors="replace")
     except BundleError as exc:
         raise BundleError(f"{path}: {exc}") from exc
-    return Bundle(path, manifest, hashlib.sha256(data).hexdigest(), members["model.onnx"], golden, card)
+    return Bundle(path, manifest, digest.hexdigest(), members["model.onnx"], golden, card, signer)
 
 
 def write_bundle(path: Path | str, *, manifest: Manifest, model_onnx: bytes, golden: Golden, card: str) -> Manifest:
@@ -138,6 +148,9 @@ def _read_file(path: Path) -> bytes:
                 raise BundleError("is not a file")
             if status.st_size > _MAX_BUNDLE_BYTES:
                 raise BundleError(f"is {status.st_size // MIB} MiB long, the limit is {_MAX_BUNDLE_BYTES // MIB}")
+            file.seek(max(0, status.st_size - _END_OF_ZIP_BYTES))
+            _check_end(file.read(), n_bytes=status.st_size)  # before a large file that is no bundle is read
+            file.seek(0)
             return file.read(_MAX_BUNDLE_BYTES)
     except OSError as exc:
         raise BundleError(f"cannot be read: {exc.strerror}") from exc
@@ -156,18 +169,21 @@ def _read_members(data: bytes) -> dict[str, bytes]:
 
 def _open_zip(data: bytes) -> zipfile.ZipFile:
     """Open a zip whose directory is small and ends the file, so that reading it is cheap whatever it claims."""
-    end = data[-_END_OF_ZIP_BYTES:]
+    _check_end(data[-_END_OF_ZIP_BYTES:], n_bytes=len(data))
+    try:
+        return zipfile.ZipFile(io.BytesIO(data))
+    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError, NotImplementedError) as exc:
+        raise BundleError(f"is not a zip file that can be read: {exc}") from exc
+
+
+def _check_end(end: bytes, *, n_bytes: int) -> None:
     if len(end) < _END_OF_ZIP_BYTES or not end.startswith(b"PK\5\6") or end[-2:] != b"\0\0":
         raise BundleError("is not a whole zip file")
     directory_bytes, directory_start = struct.unpack("<2I", end[12:20])
     if directory_bytes > _MAX_DIRECTORY_BYTES:
         raise BundleError(f"has a directory of {directory_bytes} bytes, the limit is {_MAX_DIRECTORY_BYTES}")
-    if directory_start + directory_bytes + len(end) != len(data):
+    if directory_start + directory_bytes + len(end) != n_bytes:
         raise BundleError("is not a plain zip file: something lies before or behind it")
-    try:
-        return zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError, NotImplementedError) as exc:
-        raise BundleError(f"is not a zip file that can be read: {exc}") from exc
 
 
 def _read_member(archive: zipfile.ZipFile, name: str, limit_bytes: int) -> bytes:
@@ -223,7 +239,7 @@ def _read_array(npy: bytes, key: str) -> FloatArray:
     except (ValueError, EOFError, SyntaxError, TypeError) as exc:
         raise BundleError(f"golden.npz: {key} is not an array") from exc
     values = npy[file.tell() :]
-    n_values = int(np.prod([int(n) for n in shape], dtype=object)) if shape else 0
+    n_values = math.prod(shape) if 1 <= len(shape) <= _MAX_DIMENSIONS and min(shape) >= 1 else 0
     if dtype != np.dtype("<f4") or fortran_order or n_values * 4 != len(values) or not n_values:
         raise BundleError(f"golden.npz: {key} is not a plain float32 array of the size it claims")
     array = np.frombuffer(values, np.float32).reshape(shape)
@@ -241,24 +257,6 @@ def _pack_golden(golden: Golden) -> bytes:
             np.lib.format.write_array(npy, np.ascontiguousarray(array, "<f4"), version=(1, 0), allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{key}.npy"), npy.getvalue())
     return packed.getvalue()
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write to a temporary file in the same directory, flush it to the disk, and rename it."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                os.fchmod(descriptor, 0o644)
-                file.write(data)
-                file.flush()
-                os.fsync(descriptor)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as exc:
-        raise CannotWriteError(f"{path}: cannot be written: {exc.strerror}") from exc
 
 
 def _sha256(data: bytes) -> str:

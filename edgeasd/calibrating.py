@@ -15,6 +15,7 @@ from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges
 from edgeasd.bundle import Bundle, CalibrationTable
 from edgeasd.daemon import capturing, judge_options
 from edgeasd.line import Line, Track
+from edgeasd.models.choosing import Choice
 from edgeasd.records import Score, Skipped
 from edgeasd.replay import ReplayJob, TablePaths, replay
 from edgeasd.scoring.calibration import fit_calibration
@@ -42,14 +43,16 @@ class _Collector:
         """Keep what there is."""
 
 
-def _judges(settings: Settings) -> JudgeOptions:
+def _judges(settings: Settings, choice: Choice | None) -> JudgeOptions:
     """Return the judges without the second opinion, and without an earlier calibration of this site."""
-    options = judge_options(settings)
+    options = judge_options(settings, choice)
     return replace(options, novelty=False, policy=replace(options.policy, by="model"), state_dir=None)
 
 
-def hear_recordings(settings: Settings, recordings: Sequence[Path]) -> tuple[Bundle, CalibrationTable]:
-    """Calibrate the bundle of the settings on recordings of normal sound."""
+def hear_recordings(
+    settings: Settings, choice: Choice | None, recordings: Sequence[Path]
+) -> tuple[Bundle, CalibrationTable]:
+    """Calibrate a bundle, None for that of the settings, on recordings of normal sound."""
     collector = _Collector()
     benches: list[Bench] = []
 
@@ -57,15 +60,15 @@ def hear_recordings(settings: Settings, recordings: Sequence[Path]) -> tuple[Bun
         benches.append(bench)
         return collector
 
-    replay(ReplayJob(tuple(recordings), _judges(settings)), TablePaths(), also=collect)
+    replay(ReplayJob(tuple(recordings), _judges(settings, choice)), TablePaths(), also=collect)
     return _fit(collector, benches[0])
 
 
-def hear_microphone(settings: Settings, *, duration_s: float) -> tuple[Bundle, CalibrationTable]:
-    """Calibrate the bundle of the settings on what the microphone hears for `duration_s`."""
+def hear_microphone(settings: Settings, choice: Choice | None, *, duration_s: float) -> tuple[Bundle, CalibrationTable]:
+    """Calibrate a bundle, None for that of the settings, on what the microphone hears for `duration_s`."""
     collector = _Collector()
     with ExitStack() as stack:
-        bench = stack.enter_context(seat_judges(plan_judges(_judges(settings))))
+        bench = stack.enter_context(seat_judges(plan_judges(_judges(settings, choice))))
         doorbell = Condition()
         tracks = stack.enter_context(capturing(settings, bench.grid, doorbell))
         line = Line(tracks, bench.pipeline, doorbell=doorbell)

@@ -41,8 +41,9 @@ COMMANDS = {
     "devices": Command("edgeasd.commands.devices:devices", "List sound cards and what each can do."),
     "check": Command("edgeasd.commands.check:check", "Check node, bundle, microphone and broker, with a fix for each."),
     "watch": Command("edgeasd.commands.watch:watch", "Watch what the nodes of a broker say, live."),
-    "bundle": Command("edgeasd.commands.bundle:app", "Look into a bundle, or verify it."),
+    "bundle": Command("edgeasd.commands.bundle:app", "Look into a bundle, verify, sign or install it."),
     "config": Command("edgeasd.commands.config:app", "Write, show, check and describe settings."),
+    "service": Command("edgeasd.commands.service:app", "Run the node under systemd: install, uninstall, status."),
     "version": Command("edgeasd.commands.version:version", "Print the version."),
     "train": Command(
         "edgeasd_train.commands.train:train", "Train a detector on recordings; gives a bundle.", extra="train"

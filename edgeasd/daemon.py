@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,12 +20,18 @@ from edgeasd.capture.thread import CaptureThread
 from edgeasd.capture.windows import WindowReader
 from edgeasd.clock import FrameClock
 from edgeasd.errors import SettingsError
-from edgeasd.health.notify import Notifier
+from edgeasd.health.notify import Notifier, watchdog_s
 from edgeasd.line import HungError, Line, Several, Taker, Track
+from edgeasd.models.choosing import Choice, beginning, trust_of
+from edgeasd.models.store import ModelStore
+from edgeasd.models.swapping import LOOKED_AFTER, Swapping
 from edgeasd.node import Attendant, Node
+from edgeasd.reloading import Reloading, policy_of
 from edgeasd.reporter import Reporter, reporting
-from edgeasd.scoring.jury import AlarmPolicy, Grid
+from edgeasd.scoring.jury import Grid
 from edgeasd.settings import Settings
+from edgeasd.steering.attendant import Steering
+from edgeasd.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from edgeasd.exporting import Exporter
@@ -34,9 +40,11 @@ log = logging.getLogger(__name__)
 
 _STEP_S = 0.5
 _STOP_S = 3.0
+_MAX_BACKLOG_BYTES = 512 << 20
+"""Of the sound of all sources that waits to be judged."""
 _MIN_BLOCK_MS, _MAX_BLOCK_MS = 20, 250
 """Sound is read in blocks of half a hop within these bounds: each wakes three threads, and a hop ends with a block."""
-_MAX_STALLS = 3
+_STATUS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +55,19 @@ class RunOptions:
     """None listens until told to stop."""
     once: bool = False
     """End when every source has been judged once."""
+    load_again: Callable[[], Settings] | None = None
+    """Gives the settings anew on SIGHUP; None takes no notice of it."""
 
 
-def judge_options(settings: Settings) -> JudgeOptions:
-    """Return what the settings say about judging."""
-    alarm = settings.alarm
+def judge_options(settings: Settings, choice: Choice | None = None) -> JudgeOptions:
+    """Return what the settings say about judging; `choice` in place of the bundle that they name."""
     return JudgeOptions(
-        bundle=settings.bundle,
+        bundle=settings.bundle if choice is None else choice.bundle,
+        trust=trust_of(settings) if choice is None and settings.bundle is not None else None,
         engine=settings.engine,
         hop_s=settings.windows.hop_s,
         novelty=settings.novelty.enabled,
-        policy=AlarmPolicy(
-            false_alarms_per_hour=alarm.false_alarms.per_hour,
-            by=alarm.by,
-            release_s=alarm.release_s,
-            merge_s=alarm.merge_s,
-            update_s=alarm.update_s,
-        ),
+        policy=policy_of(settings),
         state_dir=settings.state_dir,
     )
 
@@ -78,14 +82,20 @@ def run(settings: Settings, options: RunOptions) -> None:
             "sources: none; give --device NAME, or sources in the settings (`edgeasd devices` lists them)"
         )
     stop = threading.Event()
+    swapping = Swapping(ModelStore(settings.state_dir))
+    reloading = Reloading(options.load_again or (lambda: settings), listeners=[swapping.reload], theirs=LOOKED_AFTER)
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     with ExitStack() as stack:
-        stack.enter_context(_stopped_by_signals(stop))
-        plan = plan_judges(judge_options(settings))
+        stack.enter_context(_signals_heeded(stop, reloading))
+        notifier.status("starting: reading the bundle")
+        start = stack.enter_context(beginning(settings, swapping.store))
+        swapping.begin(start)
+        plan = plan_judges(judge_options(settings, start.choice))
         doorbell = threading.Condition()
         # Capture comes first: sound cards take their time to open, and engine and publisher load meanwhile.
         tracks = stack.enter_context(capturing(settings, plan.grid, doorbell))
-        bench = stack.enter_context(seat_judges(plan))
+        with notifier.patience("starting: the model is loaded and tested"):
+            bench = stack.enter_context(seat_judges(plan))
         names = [source.name for source in settings.sources]
         reporter = stack.enter_context(reporting(settings, bench, names))
         exporter = stack.enter_context(_exporting(settings, reporter))
@@ -93,13 +103,13 @@ def run(settings: Settings, options: RunOptions) -> None:
         node = Node(settings, bench, line, reporter, notifier)
         log.info("listening to %s, judged by %s", ", ".join(names), _judges(bench))
         notifier.ready(f"listening to {', '.join(names)}")
-        _Loop(node, exporter, attendants=_attendants(), options=options).run(stop)
+        _Loop(node, exporter, attendants=_attendants(reloading, swapping), options=options).run(stop)
         notifier.stopping()
 
 
-def _attendants() -> Sequence[Attendant]:
+def _attendants(reloading: Reloading, swapping: Swapping) -> Sequence[Attendant]:
     """Return whoever looks after the node while it runs, in the order in which they are asked."""
-    return ()
+    return (Steering(), reloading, swapping, Watchdog(watchdog_s(os.environ.get("WATCHDOG_USEC"))))
 
 
 @contextmanager
@@ -115,12 +125,16 @@ def _exporting(settings: Settings, reporter: Reporter) -> Iterator[Exporter | No
 
 
 @contextmanager
-def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+def _signals_heeded(stop: threading.Event, reloading: Reloading) -> Iterator[None]:
     def request_stop(number: int, _frame: object) -> None:
         log.info("stopping on %s", signal.Signals(number).name)
         stop.set()
 
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    def request_reload(_number: int, _frame: object) -> None:
+        reloading.request()
+
+    heeded = {signal.SIGTERM: request_stop, signal.SIGINT: request_stop, signal.SIGHUP: request_reload}
+    before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
     try:
         yield
     finally:
@@ -131,6 +145,7 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 @contextmanager
 def capturing(settings: Settings, grid: Grid, doorbell: threading.Condition) -> Iterator[list[Track]]:
     """Capture every source of the settings; on leaving, HungError when a thread does not end."""
+    _check_memory(settings, grid)
     tracks: list[Track] = []
     try:
         for wanted in settings.sources:
@@ -145,12 +160,23 @@ def capturing(settings: Settings, grid: Grid, doorbell: threading.Condition) -> 
             tracks.append(_open_track(spec, grid, doorbell, max_backlog_s=settings.windows.max_backlog_s))
         yield tracks
     finally:
-        until_s = time.monotonic() + _STOP_S
         for track in tracks:
             track.thread.stop()
-        left = [track for track in tracks if not track.thread.join(max(0.0, until_s - time.monotonic()))]
-        if left and not isinstance(sys.exception(), HungError):
+        hung = isinstance(sys.exception(), HungError)
+        patience_s = 0.0 if hung else _STOP_S
+        left = [track for track in tracks if not track.thread.join(patience_s - track.thread.stopping_s())]
+        if left and not hung:
             raise HungError(left[0], stalled_s=_STOP_S)
+
+
+def _check_memory(settings: Settings, grid: Grid) -> None:
+    backlog_s, n_sources = settings.windows.max_backlog_s, len(settings.sources)
+    n_bytes = 4 * n_sources * (round(backlog_s * grid.rate_hz) + 2 * grid.window_frames)
+    if n_bytes > _MAX_BACKLOG_BYTES:
+        raise SettingsError(
+            f"windows.max_backlog_s: {backlog_s:g} s of {n_sources} sources at {grid.rate_hz} Hz take "
+            f"{n_bytes >> 20} MiB of memory; the limit is {_MAX_BACKLOG_BYTES >> 20}"
+        )
 
 
 def _open_track(spec: SourceSpec, grid: Grid, doorbell: threading.Condition, *, max_backlog_s: float) -> Track:
@@ -187,13 +213,14 @@ class _Loop:
         self._taker: Taker = node.reporter if exporter is None else Several([node.reporter, exporter])
         self._attendants = attendants
         self._options = options
-        self._care_due_s = 0.0
+        self._care_due_s = self._status_due_s = 0.0
         self._health_due_s = time.monotonic() + node.settings.health_interval_s
         self._until_s = None if options.duration_s is None else time.monotonic() + options.duration_s
 
     def run(self, stop: threading.Event) -> None:
         """Judge what comes until `stop`, the end of the duration, or the end of all sources."""
         line, reporter = self._node.line, self._node.reporter
+        self._look_after(time.monotonic())  # what was set before this start holds from the first window on
         while not stop.is_set() and line.running and not self._over():
             line.step(self._taker, timeout_s=self._step_s())
             self._look_after(time.monotonic())
@@ -202,8 +229,9 @@ class _Loop:
         reporter.health(line)
 
     def _over(self) -> bool:
-        heard = self._node.reporter.heard
-        if self._options.once and all(heard(track.source.name) for track in self._node.line.tracks):
+        line, heard = self._node.line, self._node.reporter.heard
+        names = [track.source.name for track in line.tracks if line.switches.is_on(track.source.name)]
+        if self._options.once and all(heard(name) for name in names):
             return True
         return self._until_s is not None and time.monotonic() >= self._until_s
 
@@ -222,13 +250,13 @@ class _Loop:
             raise
         for attendant in self._attendants:
             attendant.attend(node, now_s)
-        stats = reporter.publisher.stats()
-        if stats.stalls < _MAX_STALLS:  # a publisher that no new connection helps is better restarted
-            node.notifier.watchdog()
         reporter.info(node.settings)
         if self._exporter is not None:
             self._exporter.refresh(node.line)
+        if now_s >= self._status_due_s:
+            self._status_due_s = now_s + _STATUS_S
+            node.notifier.status(reporter.status_line())
+        self._health_due_s = min(self._health_due_s, now_s + node.settings.health_interval_s)  # it may have got shorter
         if now_s >= self._health_due_s:
             self._health_due_s = now_s + node.settings.health_interval_s
             reporter.health(node.line)
-            node.notifier.status(reporter.status_line())

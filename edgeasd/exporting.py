@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgeasd import __version__
-from edgeasd.clock import NS_PER_S
+from edgeasd.clock import NS_PER_S, steady_ns
 from edgeasd.health.metrics import Metrics, NodeFigures, SourceFigures
 from edgeasd.health.scrape import MetricsServer
 from edgeasd.line import Line, Track
@@ -44,7 +44,7 @@ class Exporter:
     def said(self, track: Track, said: Said, *, infer_ms: float) -> None:  # noqa: ARG002  # the protocol's
         """Count windows and events."""
         if isinstance(said, Score):
-            latency_s = (time.monotonic_ns() - said.captured_ns) / NS_PER_S
+            latency_s = (steady_ns() - said.captured_ns) / NS_PER_S
             self._metrics.scored(said, infer_ms=infer_ms, latency_s=latency_s)
         elif isinstance(said, Event):
             self._metrics.event(said)
@@ -67,7 +67,7 @@ class Exporter:
         self._turned_s = self._monotonic_s()
         for track in line.tracks:
             stats, last_ns = track.thread.stats, track.thread.last_block_ns
-            age_s = 0.0 if last_ns is None else (time.monotonic_ns() - last_ns) / NS_PER_S
+            age_s = 0.0 if last_ns is None else (steady_ns() - last_ns) / NS_PER_S
             self._metrics.source(
                 track.source.name,
                 SourceFigures(
@@ -79,6 +79,7 @@ class Exporter:
                     last_frame_utc_s=0.0 if last_ns is None else time.time() - age_s,
                 ),
             )
+        self._metrics.judged_by(self._reporter.bundle_label, self._reporter.engine_name)
         self._metrics.publisher(self._reporter.publisher.stats())
         disk_free_bytes = shutil.disk_usage(self._state_dir).free if self._state_dir.exists() else None
         self._metrics.node(NodeFigures(self._reporter.realtime_factor(line), disk_free_bytes=disk_free_bytes))

@@ -18,6 +18,7 @@ from edgeasd.errors import UnavailableError
 from edgeasd.records import Skipped, Window
 from edgeasd.scoring.listener import Said
 from edgeasd.scoring.pipeline import Pipeline
+from edgeasd.steering.switches import Switches
 
 HUNG_S = 5.0
 """A microphone speaks every second or two, present or not: one silent for longer hangs inside the sound system."""
@@ -94,6 +95,8 @@ class Line:
         self._open = list(tracks)
         self._pipeline = pipeline
         self._doorbell = doorbell
+        self.switches = Switches()
+        """Which sources are judged."""
         self.judging_s = 0.0
         """Seconds of computing spent on judging."""
 
@@ -116,7 +119,12 @@ class Line:
         return bool(items)
 
     def finish(self, taker: Taker) -> None:
-        """Say the last word on sources that are still open, before they are closed."""
+        """Say the last word on sources that are still open, and ask all of them to end.
+
+        Whoever closes them joins their threads later: one that hangs is not waited for twice.
+        """
+        for track in self.tracks:
+            track.thread.stop()
         for track in list(self._open):
             self._end(track, taker)
 
@@ -135,7 +143,8 @@ class Line:
         taker.ended(track)
 
     def _collect(self) -> list[Window | Skipped]:
-        return [item for track in self._open for item in track.reader.ready(_BATCH_WINDOWS)]
+        found = [item for track in self._open for item in track.reader.ready(_BATCH_WINDOWS)]
+        return [self.switches.passed(item) for item in found]
 
     def _judge(self, items: Sequence[Window | Skipped], taker: Taker) -> None:
         for is_lost, group in groupby(items, lambda item: isinstance(item, Skipped)):

@@ -37,6 +37,10 @@ class _Json(logging.Formatter):
         return json.dumps(fields)
 
 
+class _Stderr(logging.StreamHandler[TextIO]):
+    """The one handler, kept when logging is set up anew: it has a descriptor of its own."""
+
+
 def _stamp(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -52,9 +56,9 @@ def set_up_logging(*, level: str, form: Form) -> None:
     """Send log lines to stderr, in the form asked for; auto knows the journal by JOURNAL_STREAM (systemd.exec(5))."""
     if form == "auto":
         form = "journal" if _stderr_is_journal() else "text"
-    handler = logging.StreamHandler(_own_stderr())
-    handler.setFormatter({"journal": _Journal, "json": _Json, "text": _Text}[form]())
     root = logging.getLogger()
+    handler = next((each for each in root.handlers if isinstance(each, _Stderr)), None) or _Stderr(_own_stderr())
+    handler.setFormatter({"journal": _Journal, "json": _Json, "text": _Text}[form]())
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
 

@@ -23,6 +23,7 @@ N_QUANTILES = 257
 MAX_FFT = 1 << 16
 MAX_MELS = 1024
 MAX_WINDOW_FRAMES = 1 << 23
+_MAX_FAULT_CHARS = 300
 
 OutputName = Literal["score", "embedding", "logits", "residual", "reconstruction"]
 """Every name a graph output may have; score is never missing."""
@@ -44,6 +45,8 @@ def _sane_mel(spec: MelSpec) -> MelSpec:
     for name, value, limit in (("n_fft", spec.n_fft, MAX_FFT), ("n_mels", spec.n_mels, MAX_MELS)):
         if value > limit:
             raise ValueError(f"{name}: {value} is above {limit}")
+    if spec.n_mels > spec.n_bins:
+        raise ValueError(f"n_mels: {spec.n_mels} is above the {spec.n_bins} bins of an FFT of {spec.n_fft}")
     if not math.isfinite(spec.floor):
         raise ValueError("floor: is not finite")
     return spec
@@ -143,8 +146,9 @@ class Manifest(_Strict):
 
 
 def first_fault(error: ValidationError) -> str:
-    """Return the first thing pydantic objects to, as one clause: where, and what is wrong there."""
+    """Return the first thing pydantic objects to, as one printable clause: where, and what is wrong there."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     what = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {what}" if where else what
+    text = f"{where}: {what}" if where else what
+    return "".join(char if char.isprintable() else "?" for char in text[:_MAX_FAULT_CHARS])  # a key may be anything

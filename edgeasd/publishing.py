@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgeasd.publish import Publisher, Wire
+from edgeasd.publish import CommandBox, Publisher, Wire
 from edgeasd.publish.jsonl import JsonLinesPublisher
 from edgeasd.publish.outbox import Outbox, OutboxLimits
 from edgeasd.publish.target import MqttOptions, MqttTarget, TlsFiles
 from edgeasd.settings import Settings
 from edgeasd.settings.mqtt import MqttSettings
 
-_CLOSE_S = 4.0
+_CLOSE_S = 3.0
 """For sending what can still be sent at the end; the outbox keeps the rest."""
 
 
@@ -42,7 +42,7 @@ def without_broker(settings: Settings) -> Settings:
 
 @contextmanager
 def open_publisher(settings: Settings, wire: Wire) -> Iterator[Publisher]:
-    """Open the way out; on leaving, what is at hand is sent within four seconds or kept for the next start.
+    """Open the way out; on leaving, what is at hand is sent within three seconds or kept for the next start.
 
     A node that ends by an error says no `stopped`: the broker then says `offline`.
     """
@@ -66,7 +66,9 @@ def open_publisher(settings: Settings, wire: Wire) -> Iterator[Publisher]:
     )
     limits = OutboxLimits(max_bytes=settings.outbox.max_mb * 2**20, max_age_s=settings.outbox.max_age_h * 3600.0)
     with Outbox(settings.state_dir, limits=limits) as outbox:
-        publisher = MqttPublisher(target_of(settings), wire=wire, outbox=outbox, options=options)
+        names = [source.name for source in settings.sources]
+        commands = CommandBox(wire, sources=names) if settings.mqtt.commands else None
+        publisher = MqttPublisher(target_of(settings), wire=wire, outbox=outbox, options=options, commands=commands)
         try:
             yield publisher
         except BaseException:

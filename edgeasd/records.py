@@ -30,6 +30,8 @@ class LossReason(StrEnum):
     """The window would have straddled a gap."""
     FAULT = "fault"
     """The input was dead, clipped, shifted or not finite: measured, but not judged."""
+    DISABLED = "disabled"
+    """The source was switched off: heard, but not judged."""
     TAIL = "tail"
     """The recording ended before another window was full."""
 

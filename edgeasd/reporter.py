@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 from edgeasd import __version__
 from edgeasd.assembly import Bench
 from edgeasd.health.inputs import FaultLatch
 from edgeasd.health.ledger import Ledger
 from edgeasd.line import Line, Track
-from edgeasd.publish import Message, NodeHealth, NodeInfo, Publisher, Wire
+from edgeasd.publish import Message, ModelInfo, NodeHealth, NodeInfo, Override, Publisher, Wire
 from edgeasd.publishing import open_publisher
-from edgeasd.records import Confirmation, Event, LossReason, Score, Skipped, StateNotice
+from edgeasd.records import Confirmation, Event, Fault, LossReason, Score, Skipped, StateNotice
 from edgeasd.scoring.listener import Said
 from edgeasd.settings import Settings, digest, without_effect
+from edgeasd.steering.feedback import EventHistory
 
 _LEVEL_EVERY_S = 1.0
+_FAULT_WORDS = {
+    Fault.DEAD: "the microphone is silent",
+    Fault.CONSTANT: "the microphone stands still",
+    Fault.CLIPPED: "clipping",
+    Fault.DC_OFFSET: "DC offset",
+    Fault.NOT_FINITE: "samples that are no numbers",
+    Fault.DEVICE_ABSENT: "the microphone is away",
+}
 
 
 @dataclass(slots=True)
@@ -27,6 +37,7 @@ class _Standing:
     """What is retained about a source, as last told."""
 
     latch: FaultLatch
+    enabled: bool = True
     online: bool | None = None
     alarm: bool = False
     level_frame: int = 0
@@ -39,19 +50,39 @@ class Reporter:
 
     def __init__(self, bench: Bench, publisher: Publisher, wire: Wire, *, sources: Sequence[str]) -> None:
         self.ledger = Ledger()
+        self.history = EventHistory()
+        self.overrides: Mapping[str, Override] = {}
+        """What was set by command, by source; a new mapping when it changes."""
+        self.model: ModelInfo | None = None
+        """Which bundle runs, and why; another object when that changes."""
         self.publisher = publisher
         self._bench = bench
         self._wire = wire
         self._rate_hz = bench.grid.rate_hz
         self._standing = {source: _Standing(FaultLatch(self._rate_hz)) for source in sources}
         self._began_s = time.monotonic()
-        self._told_protocol = ""
-        bundle = bench.bundle
-        self.bundle_label = None if bundle is None else f"{bundle.manifest.name}@{bundle.sha256[:6]}"
-        self.engine_name = bench.engine_name
+        self._told: tuple[object, ...] = ()
+        self._warnings: Mapping[str, tuple[str, ...]] = {}
         for source in sources:
             self._tell(wire.alarm(source, active=False), *wire.fault(source, None, since_ns=time.time_ns()))
-            self._tell(wire.threshold(source, bench.pipeline.threshold(source)))
+            self.threshold(source)
+            self._tell(wire.enabled(source, enabled=True))
+
+    @property
+    def bundle_label(self) -> str | None:
+        """Return the bundle in use, as scores name it."""
+        return _label(self._bench)
+
+    @property
+    def engine_name(self) -> str | None:
+        """Return what runs the bundle."""
+        return self._bench.engine_name
+
+    def judged_by(self, bench: Bench, settings: Settings) -> None:
+        """Go on with the scores of another bench."""
+        self._bench, self._wire = bench, _wire(settings, bench)
+        for source in self._standing:
+            self.threshold(source)
 
     def skipped(self, track: Track, skipped: Skipped) -> None:
         """Enter a loss into the ledger; an absent device is a fault."""
@@ -66,7 +97,10 @@ class Reporter:
             self._score(track, said, infer_ms)
         elif isinstance(said, Event):
             threshold = self._bench.pipeline.threshold(source)
-            self._tell(self._wire.event(said, utc_ns=utc_ns, rate_hz=self._rate_hz, threshold=threshold))
+            message = self._wire.event(said, utc_ns=utc_ns, rate_hz=self._rate_hz, threshold=threshold)
+            self._tell(message)
+            assert not isinstance(message.payload, str)
+            self.history.note(source, said.event_id, message.payload)
             self._alarm(source)
         elif isinstance(said, StateNotice):
             self._tell(self._wire.notice(said, utc_ns=utc_ns, rate_hz=self._rate_hz))
@@ -78,15 +112,30 @@ class Reporter:
         source = track.source.name
         self._alarm(source)
         self._online(source, online=False)
-        self._standing[source] = _Standing(FaultLatch(self._rate_hz), online=False)
+        self._standing[source] = _Standing(
+            FaultLatch(self._rate_hz), enabled=self._standing[source].enabled, online=False
+        )
         self.ledger.restart(source)
+
+    def threshold(self, source: str) -> None:
+        """Say the score at which an event of the source starts."""
+        self._tell(self._wire.threshold(source, self._bench.pipeline.threshold(source)))
+
+    def enabled(self, source: str, *, enabled: bool) -> None:
+        """Say whether a source is judged; whether it delivers sound is said again with the next of it."""
+        standing = self._standing[source]
+        standing.enabled, standing.online = enabled, None
+        self._tell(self._wire.enabled(source, enabled=enabled))
+        if not enabled:
+            self._tell(self._wire.source_status(source, "disabled"))
 
     def info(self, settings: Settings) -> None:
         """Say what the node is, unless that was said already."""
         protocol = self.publisher.stats().protocol
-        if protocol == self._told_protocol:
+        told = (protocol, self._bench, settings, self.overrides, self.model, self._warnings)
+        if told == self._told:
             return
-        self._told_protocol = protocol
+        self._told = told
         bundle = self._bench.bundle
         fallen_back = protocol == "3.1.1" and settings.mqtt.protocol == "5"
         warnings = ["the broker does not speak MQTT 5: what it refuses is lost without a word"] if fallen_back else []
@@ -98,7 +147,9 @@ class Reporter:
             config_sha256=digest(settings),
             sources=tuple(self._standing),
             mqtt_protocol=protocol,
-            warnings=(*warnings, *without_effect(settings)),
+            warnings=(*warnings, *without_effect(settings), *chain.from_iterable(self._warnings.values())),
+            overrides=self.overrides,
+            model=self.model,
         )
         self._tell(self._wire.info(info))
 
@@ -132,16 +183,30 @@ class Reporter:
         """Return whether the source has been judged since it last came back."""
         return self._standing[source].online is True
 
+    def warn(self, about: str, lines: Sequence[str]) -> None:
+        """Let `info` say these warnings about something, in place of the former ones about it."""
+        self._warnings = {**self._warnings, about: tuple(lines)}
+
     def status_line(self) -> str:
-        """Return the state of the node in words."""
-        parts = []
-        for source, standing in self._standing.items():
-            fault = f", {standing.latch.standing}" if standing.latch.standing else ""
-            alarm = ", ALARM" if standing.alarm else ""
-            parts.append(f"{source}: {'on' if standing.online else 'off'} {standing.last_score:.1f}{alarm}{fault}")
+        """Return the state of the node in words, for `systemctl status`."""
         stats = self.publisher.stats()
-        broker = "" if stats.protocol == "jsonl" else f"; broker {'connected' if stats.connected else 'away'}"
-        return "; ".join(parts) + broker + (f", {stats.spool_rows} waiting" if stats.spool_rows else "")
+        parts = [f"{source}: {self._state_of(source)}" for source in self._standing]
+        if stats.protocol != "jsonl":
+            parts.append("broker connected" if stats.connected else "broker away")
+        if stats.spool_rows:
+            parts.append(f"{stats.spool_rows} messages wait on disk")
+        return "; ".join(parts)
+
+    def _state_of(self, source: str) -> str:
+        standing = self._standing[source]
+        if not standing.enabled:
+            return "switched off"
+        if standing.latch.standing is not None:
+            return _FAULT_WORDS[standing.latch.standing]
+        if not standing.online:
+            return "no sound yet"
+        word = "ALARM" if standing.alarm else "normal"
+        return f"{word}, score {standing.last_score:.1f} of {self._bench.pipeline.threshold(source):.1f}"
 
     def _score(self, track: Track, score: Score, infer_ms: float) -> None:
         source, standing = score.source, self._standing[score.source]
@@ -168,8 +233,9 @@ class Reporter:
             self._tell(self._wire.alarm(source, active=active))
 
     def _online(self, source: str, *, online: bool) -> None:
-        if online is not self._standing[source].online:
-            self._standing[source].online = online
+        standing = self._standing[source]
+        if standing.enabled and online is not standing.online:
+            standing.online = online
             self._tell(self._wire.source_status(source, "online" if online else "offline"))
 
     def _device_lost(self, track: Track, *, frame: int) -> None:
@@ -190,13 +256,19 @@ class Reporter:
 @contextmanager
 def reporting(settings: Settings, bench: Bench, sources: Sequence[str]) -> Iterator[Reporter]:
     """Open the way out and a reporter on it; on leaving, what is at hand is sent or kept."""
-    bundle = bench.bundle
-    label = None if bundle is None else f"{bundle.manifest.name}@{bundle.sha256[:6]}"
-    wire = Wire(settings.node.name, base_topic=settings.mqtt.base_topic, model=label, backend=bench.engine_name)
+    wire = _wire(settings, bench)
     with open_publisher(settings, wire) as publisher:
         reporter = Reporter(bench, publisher, wire, sources=sources)
         reporter.info(settings)
         yield reporter
+
+
+def _wire(settings: Settings, bench: Bench) -> Wire:
+    return Wire(settings.node.name, base_topic=settings.mqtt.base_topic, model=_label(bench), backend=bench.engine_name)
+
+
+def _label(bench: Bench) -> str | None:
+    return None if bench.bundle is None else f"{bench.bundle.manifest.name}@{bench.bundle.sha256[:6]}"
 
 
 def _resident_bytes() -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from edgeasd.bundle import Bundle, CalibrationTable
+from edgeasd.disk import read_small, replace_file
 from edgeasd.errors import CannotWriteError, SettingsError
+
+_MAX_BYTES = 1 << 20
 
 
 def site_path(state_dir: Path, bundle: Bundle) -> Path:
@@ -20,7 +22,7 @@ def site_calibration(state_dir: Path, bundle: Bundle) -> CalibrationTable | None
     """Return the site calibration of the bundle, None where there is none; SettingsError when it is damaged."""
     path = site_path(state_dir, bundle)
     try:
-        return CalibrationTable.model_validate_json(path.read_bytes())
+        return CalibrationTable.model_validate_json(read_small(path, max_bytes=_MAX_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as exc:
@@ -30,14 +32,9 @@ def site_calibration(state_dir: Path, bundle: Bundle) -> CalibrationTable | None
 def save_site_calibration(state_dir: Path, bundle: Bundle, table: CalibrationTable) -> Path:
     """Put a site calibration in its place at once, or not at all; CannotWriteError says why not."""
     path = site_path(state_dir, bundle)
-    partial = path.with_suffix(".partial")
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(table.model_dump_json(indent=1))
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
     except OSError as exc:
         raise CannotWriteError(f"{path}: cannot be written: {exc.strerror}") from exc
+    replace_file(path, table.model_dump_json(indent=1).encode())
     return path

@@ -30,6 +30,8 @@ class Arrivals:
         self._ns_per_frame = NS_PER_S / rate_hz
         self._tolerance_ns = _TOLERANCE_NS + block_ms * 1_000_000
         self._origin_ns: float | None = None
+        self._place_ns: float | None = None  # of frame 0 by the clock, from the first stream on
+        self._is_first = True
         self._last_ns = 0
         self._period_start_ns = 0
         self._least_late_ns = 0.0
@@ -48,14 +50,19 @@ class Arrivals:
     def start(self, end_frame: float, now_ns: int) -> None:
         """Take note that a stream has begun, or begun anew, with all frames before `end_frame` in hand now."""
         self._origin_ns = now_ns - end_frame * self._ns_per_frame
+        self._is_first = self._place_ns is None
+        self._place_ns = self._origin_ns if self._place_ns is None else self._place_ns
         self._begin_period(now_ns)
         self._last_ns = now_ns
         self._rate = _RateCheck(self._ns_per_frame)
 
     def frame_at(self, now_ns: int) -> int:
-        """Return the index of the frame that begins now."""
-        assert self._origin_ns is not None
-        return round((now_ns - self._origin_ns) / self._ns_per_frame)
+        """Return the index of the frame that begins now.
+
+        It goes by the place of frame 0 alone: what a stream delivered early or late, the next gap makes good.
+        """
+        assert self._place_ns is not None
+        return round((now_ns - self._place_ns) / self._ns_per_frame)
 
     def observe(self, end_frame: float, now_ns: int) -> int:
         """Take note that all frames before `end_frame` are in hand now; return how many were lost before it."""
@@ -63,6 +70,8 @@ class Arrivals:
         late_ns = now_ns - self._origin_ns - end_frame * self._ns_per_frame
         if late_ns < 0:  # sound cannot be read before it happened
             self._origin_ns += late_ns
+            if self._is_first:
+                self._place_ns = self._origin_ns
             late_ns = 0.0
         if now_ns - self._last_ns > _PAUSE_NS:
             self._begin_period(now_ns)

@@ -36,6 +36,7 @@ def list_devices(audio: PortAudio = SHARED, alsa: Alsa | None = None) -> list[De
     """Return every device that PortAudio can capture from, and the cards it cannot see because they are in use."""
     alsa = alsa or Alsa()
     cards = alsa.cards()
+    audio.outdate()
     with audio.session() as session:
         listed = input_devices(session.sounddevice)
         found = [_describe(device, session.sounddevice, alsa, cards) for device in listed]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from fnmatch import fnmatch
@@ -16,13 +16,19 @@ import numpy as np
 from edgeasd.capture.convert import Channel, RateConverter, to_mono
 from edgeasd.capture.timestamps import start_utc_ns
 from edgeasd.capture.wav import MAX_CHANNELS, MAX_RATE_HZ, MIN_RATE_HZ, WavReader, open_regular, shown_name
-from edgeasd.clock import NS_PER_S
+from edgeasd.clock import NS_PER_S, steady_ns
 from edgeasd.errors import InputError
 from edgeasd.records import AudioBlock, FloatArray, Gap
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 _PACED_BLOCK_S = 0.1
 _FULL_SPEED_BLOCK_S = 4.0
+_MAX_BLOCK_SAMPLES = 1 << 20
+"""Of all channels together, whatever rate and number of channels a file claims."""
+_MOST_FRAMES_PER_BYTE = 65535
+"""What FLAC makes of silence at best; more cannot be in a file, so its header does not know its length."""
 _SNDFILE_FORMATS = {".flac": (b"fLaC", "FLAC"), ".ogg": (b"OggS", "OGG")}
 
 
@@ -58,7 +64,7 @@ class FileSource:
         speed: float | None = None,
         block_frames: int | None = None,
     ) -> None:
-        """Open the file; `block_frames` counts frames of the file, by default 0.1 s paced and 4 s at full speed."""
+        """Open the file; `block_frames` counts frames of the file, by default 0.1 s paced, 4 s at full speed."""
         assert speed is None or speed > 0
         self.path = path
         self.name = name
@@ -74,7 +80,8 @@ class FileSource:
             count = "1 channel" if self.n_channels == 1 else f"{self.n_channels} channels"
             raise InputError(f"{shown_name(path)}: has {count}, no channel {channel} (counted from 0)")
         block_s = _FULL_SPEED_BLOCK_S if speed is None else _PACED_BLOCK_S
-        self._block_frames = block_frames or round(block_s * self.native_rate_hz)
+        most_frames = _MAX_BLOCK_SAMPLES // self.n_channels
+        self._block_frames = block_frames or min(round(block_s * self.native_rate_hz), most_frames)
 
     @property
     def duration_s(self) -> float:
@@ -95,12 +102,12 @@ class FileSource:
             self._playing = True
         with closing(self._reader):
             first_frame = 0
-            began_ns = time.monotonic_ns()
+            began_ns = steady_ns()
             for samples in self._samples():
                 end_frame = first_frame + len(samples)
                 if not self._await(end_frame, began_ns):
                     return
-                yield AudioBlock(first_frame, samples, time.monotonic_ns())
+                yield AudioBlock(first_frame, samples, steady_ns())
                 first_frame = end_frame
 
     def close(self) -> None:
@@ -131,7 +138,7 @@ class FileSource:
         if self._speed is None:
             return not self._stop.is_set()
         due_ns = began_ns + end_frame * NS_PER_S / (self.rate_hz * self._speed)
-        return not self._stop.wait(max(0.0, (due_ns - time.monotonic_ns()) / NS_PER_S))
+        return not self._stop.wait(max(0.0, (due_ns - steady_ns()) / NS_PER_S))
 
 
 class _SndfileReader:
@@ -144,12 +151,13 @@ class _SndfileReader:
         self._errors: Any = soundfile.LibsndfileError
         magic, kind = _SNDFILE_FORMATS[suffix]
         with open_regular(path) as file:
-            if file.read(4) != magic:
+            if os.pread(file.fileno(), 4, 0) != magic:
                 raise InputError(f"{self._shown}: does not hold the {kind} its name promises")
-        try:
-            self._file = soundfile.SoundFile(os.fsencode(path))
-        except (self._errors, OSError) as error:
-            raise InputError(f"{self._shown}: cannot be read as {kind}") from error
+            self._n_bytes = os.fstat(file.fileno()).st_size
+            try:  # by descriptor: behind the name there may be something else by now
+                self._file = soundfile.SoundFile(os.dup(file.fileno()))
+            except (self._errors, OSError) as error:
+                raise InputError(f"{self._shown}: cannot be read as {kind}") from error
         self.rate_hz, self.n_channels = int(self._file.samplerate), int(self._file.channels)
         self.n_frames = int(self._file.frames)
         self.truncated = False
@@ -170,6 +178,8 @@ class _SndfileReader:
             raise InputError(f"{self._shown}: has a sample rate of {self.rate_hz} Hz; {limits} are read")
         if self.n_frames <= 0:
             raise InputError(f"{self._shown}: holds no audio")
+        if self.n_frames > self._n_bytes * _MOST_FRAMES_PER_BYTE:
+            raise InputError(f"{self._shown}: does not say how long it is (a stream that was cut off?); encode it anew")
 
     def read(self, n_frames: int) -> FloatArray:
         """Return the next frames, shape (k, n_channels)."""
@@ -201,7 +211,8 @@ def discover(paths: Sequence[Path], *, glob: str | None = None) -> list[Path]:
     """Return the recordings among files and directory trees, sorted, each once; InputError when there are none.
 
     In a tree, WAV, FLAC and Ogg files count whose path below it, or name, matches `glob`; hidden files do not, nor
-    what lies behind linked directories. A file that is named is taken whatever it is called.
+    what lies behind links: whoever may write into the tree would choose what is read. A file that is named is taken
+    whatever it is called, and through a link too.
     """
     found: set[Path] = set()
     for path in paths:
@@ -223,5 +234,9 @@ def _in_tree(root: Path, glob: str | None) -> Iterator[Path]:
         for name in names:
             path = Path(folder, name)
             wanted = glob is None or fnmatch(name, glob) or fnmatch(str(path.relative_to(root)), glob)
-            if wanted and not name.startswith(".") and path.suffix.lower() in SUFFIXES and path.is_file():
+            if not wanted or name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            if path.is_symlink():
+                log.warning("%s: is a link and is passed over; name it to have it read", shown_name(path))
+            elif path.is_file():
                 yield path

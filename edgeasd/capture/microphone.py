@@ -5,23 +5,25 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 from edgeasd.capture.alsa import Alsa
 from edgeasd.capture.arrivals import Arrivals
 from edgeasd.capture.convert import RateConverter
 from edgeasd.capture.portaudio import SHARED, PortAudio
+from edgeasd.capture.soundserver import SoundServer, sound_server_of
 from edgeasd.capture.source import SourceSpec
 from edgeasd.capture.stream import AppearedError, InputStream, open_stream
-from edgeasd.clock import NS_PER_S
+from edgeasd.clock import NS_PER_S, steady_ns
 from edgeasd.errors import EdgeasdError, NoPermissionError, UnavailableError
 from edgeasd.records import AudioBlock, FloatArray, Gap, LossReason
 
 _log = logging.getLogger(__name__)
 
 _BACKOFF_FIRST_S, _BACKOFF_LIMIT_S = 0.5, 30.0
-_ABSENCE_STEP_S = 1.0
+_ABSENCE_STEP_S = 0.5
+_HOLE_S = 1.0
+"""A stream that goes on behind a longer hole is opened anew by name: nobody knows what is at its other end now."""
 
 
 class Backoff:
@@ -45,13 +47,14 @@ class Backoff:
 class MicrophoneSource:
     """Captures from a device by blocking reads, from any rate and channel it has, until `close`.
 
-    While the device is absent, lost or in use a gap of about a second follows another (DEVICE_ABSENT), so that the
+    While the device is absent, lost or in use a gap of about half a second follows another (DEVICE_ABSENT), so that the
     frame index keeps to the monotonic clock; `trouble` says what is wrong, None while sound comes. Lost sound is
     judged by the frame count against the clock (see Arrivals) and becomes a gap (OVERRUN). PortAudio's overflow flag
     only marks the spot, with a gap of one frame: no window may hold the splice, and the clock will tell the length.
     A device that delivers at another rate than it promised is tried at its other rates; with none left it counts as
-    absent until cards change. If the sound system hangs, `blocks` hangs, and so does whoever closes the stream: watch
-    `CaptureThread.stalled_s`.
+    absent until cards change. A stream that the sound server moves to another microphone, or that goes on behind a hole
+    of more than a second, is closed and opened again by name (SoundServer). If the sound system hangs, `blocks` hangs,
+    and so does whoever closes the stream: watch `CaptureThread.stalled_s`.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class MicrophoneSource:
         *,
         audio: PortAudio = SHARED,
         alsa: Alsa | None = None,
-        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        monotonic_ns: Callable[[], int] = steady_ns,
         pause: Callable[[threading.Event, float], object] = threading.Event.wait,
+        server_of: Callable[[str], SoundServer | None] = sound_server_of,
     ) -> None:
         """`monotonic_ns` and `pause`, which waits for an event or so many seconds, are how time passes."""
         self.name = spec.name
@@ -76,8 +80,12 @@ class MicrophoneSource:
         self._arrivals = Arrivals(spec.rate_hz, block_ms=spec.block_ms)
         self._refused_rates_hz: set[int] = set()
         self._next_frame = 0
+        self._marked = False  # whether a gap is the last thing that was told
         self._trouble: EdgeasdError | None = None
         self._absent_since_ns: int | None = None
+        self._server_of = server_of
+        self._server: SoundServer | None = None
+        self._server_device = ""
 
     @property
     def trouble(self) -> EdgeasdError | None:
@@ -86,6 +94,17 @@ class MicrophoneSource:
 
     def blocks(self) -> Iterator[AudioBlock | Gap]:
         """Yield sound and gaps until `close`."""
+        try:
+            yield from self._blocks()
+        finally:
+            if self._server is not None:
+                self._server.close()
+
+    def close(self) -> None:
+        """End `blocks` within a block, or at once while the device is absent."""
+        self._stop.set()
+
+    def _blocks(self) -> Iterator[AudioBlock | Gap]:
         while not self._stop.is_set():
             try:
                 stream = open_stream(
@@ -93,6 +112,7 @@ class MicrophoneSource:
                 )
             except (UnavailableError, NoPermissionError) as trouble:
                 self._note(trouble)
+                self._look_to(self._server_device or self._spec.device)
                 if isinstance(trouble, AppearedError):
                     self._backoff.reset()
                 yield from self._stay_absent()
@@ -105,10 +125,6 @@ class MicrophoneSource:
             if self._next_frame == began_frame:  # it opens, but gives nothing: do not try again in a tight loop
                 yield from self._stay_absent()
 
-    def close(self) -> None:
-        """End `blocks` within a block, or at once while the device is absent."""
-        self._stop.set()
-
     def _listen(self, stream: InputStream) -> Iterator[AudioBlock | Gap]:
         """Yield sound until the stream is lost, recalled or refused, or the source is closed."""
         converter = RateConverter(stream.native_rate_hz, self.rate_hz)
@@ -119,10 +135,14 @@ class MicrophoneSource:
             except UnavailableError as trouble:
                 self._note(trouble)
                 break
-            now_ns = self._monotonic_ns()
+            waiting_ns = round(stream.waiting_s() * NS_PER_S)  # before the clock: held up here it is late, never early
+            now_ns = self._monotonic_ns() - waiting_ns
             if base_frame is None:
                 yield from self._return(stream, len(samples), now_ns)
                 base_frame = self._next_frame
+            elif self._server is not None and self._server.strayed():  # what was just read may be another room already
+                self._note(UnavailableError(f"{self._spec.device}: gone, and the sound server went on with another"))
+                break
             elif overflowed:
                 yield from self._splice(converter, 1, now_ns)
                 base_frame = self._next_frame
@@ -131,18 +151,28 @@ class MicrophoneSource:
             if n_lost:
                 yield from self._splice(converter, n_lost, now_ns)
                 base_frame = self._next_frame
+            if n_lost > _HOLE_S * self.rate_hz:
+                self._note(UnavailableError(f"{self._spec.device}: silent for {n_lost / self.rate_hz:.1f} s"))
+                break
             if self._arrivals.rate_error is not None:
                 self._refuse_rate(stream, self._arrivals.rate_error)
                 break
-        yield from self._block(converter.finish(), self._monotonic_ns())
+        now_ns = self._monotonic_ns()
+        yield from self._block(converter.finish(), now_ns)
+        if base_frame is not None and self._trouble is not None:  # told at once: closing and opening take their time
+            yield self._gap(max(1, self._arrivals.frame_at(now_ns) - self._next_frame), LossReason.DEVICE_ABSENT)
 
     def _return(self, stream: InputStream, n_samples: int, now_ns: int) -> Iterator[Gap]:
         """Account for the time until the first block of a stream, which is in hand now."""
         n_frames = n_samples * self.rate_hz / stream.native_rate_hz
         if self._arrivals.started:
             n_missed = self._arrivals.frame_at(now_ns) - round(n_frames) - self._next_frame
-            yield self._gap(max(1, n_missed), LossReason.DEVICE_ABSENT)
+            if n_missed > 0 or not self._marked:
+                yield self._gap(max(1, n_missed), LossReason.DEVICE_ABSENT)
         self._arrivals.start(self._next_frame + n_frames, now_ns)
+        self._look_to(stream.device_name)
+        if self._server is not None:
+            self._server.opened()
         self._backoff.reset()
         waited_s = 0.0 if self._absent_since_ns is None else (now_ns - self._absent_since_ns) / NS_PER_S
         self._absent_since_ns = None
@@ -162,7 +192,7 @@ class MicrophoneSource:
         yield self._gap(n_lost, LossReason.OVERRUN)
 
     def _stay_absent(self) -> Iterator[Gap]:
-        """Yield about a gap a second until it is time for the next attempt, at once when a card comes or goes."""
+        """Yield about two gaps a second until it is time for the next attempt, at once when a card comes or goes."""
         now_ns = self._monotonic_ns()
         if not self._arrivals.started:
             self._arrivals.start(0, now_ns)
@@ -176,10 +206,19 @@ class MicrophoneSource:
             n_missed = self._arrivals.frame_at(now_ns) - self._next_frame
             if n_missed > 0:
                 yield self._gap(n_missed, LossReason.DEVICE_ABSENT)
-            if self._alsa.cards() != cards:
+            if self._alsa.cards() != cards or (self._server is not None and self._server.news()):
+                self._audio.outdate()
                 self._refused_rates_hz.clear()
                 self._backoff.reset()
                 return
+
+    def _look_to(self, device_name: str) -> None:
+        """Look to the sound server behind a device from now on, if there is one."""
+        if device_name == self._server_device:
+            return
+        if self._server is not None:
+            self._server.close()
+        self._server, self._server_device = self._server_of(device_name), device_name
 
     def _refuse_rate(self, stream: InputStream, error: float) -> None:
         self._refused_rates_hz.add(stream.native_rate_hz)
@@ -203,9 +242,11 @@ class MicrophoneSource:
         if len(samples):
             block = AudioBlock(self._next_frame, samples, now_ns)
             self._next_frame += len(samples)
+            self._marked = False
             yield block
 
     def _gap(self, n_frames: int, reason: LossReason) -> Gap:
         gap = Gap(self._next_frame, n_frames, reason)
         self._next_frame += n_frames
+        self._marked = True
         return gap

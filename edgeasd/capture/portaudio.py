@@ -1,10 +1,11 @@
 """The one PortAudio of the process, shared by all microphones.
 
 PortAudio looks for devices only while it initialises, and terminating it closes every stream of the process. So it is
-initialised anew before each opening while no stream is open. With one open, a device that is missing from the list is
-looked for by a child process with a PortAudio of its own; only when the child sees it are the open streams recalled:
-each closes at its next block, PortAudio is initialised anew, and all open again. That costs the healthy ones a gap of
-a second or two, once, and is in their ledger.
+initialised anew before an opening when something has come and no stream is open; not before each attempt, for every
+time costs some 13 kB that PortAudio 19.6 never gives back, and a microphone may be away for months. Otherwise a device
+that is missing from the list is looked for by a child process with a PortAudio of its own; only when the child sees it
+are the open streams recalled: each closes at its next block, PortAudio is initialised anew, and all open again. That
+costs the healthy ones a gap of a second or two, once, and is in their ledger.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from edgeasd.errors import UnavailableError
 _RECALL_S = 1.5
 _PROBE_S = 2.5
 """Short enough that a source which looks around is not taken for a hung one."""
+_RENEW_S = 1800.0
+"""Nothing is known that comes without a word; should there be, it waits no longer than this."""
 _PROBE = (
     "import json, sounddevice; "
     "print(json.dumps([d['name'] for d in sounddevice.query_devices() if d['max_input_channels'] > 0]))"
@@ -78,11 +82,15 @@ def probe_names() -> list[str]:
 class PortAudio:
     """Guards PortAudio: one opening, closing or initialising at a time; reading is free.
 
-    State: how many streams are open, and whether they are recalled.
+    State: how many streams are open, whether they are recalled, and whether the list of devices is out of date.
     """
 
     def __init__(
-        self, load: Callable[[], Any] = load_sounddevice, probe: Callable[[], list[str]] = probe_names
+        self,
+        load: Callable[[], Any] = load_sounddevice,
+        probe: Callable[[], list[str]] = probe_names,
+        *,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
         self.probe = probe
@@ -90,6 +98,13 @@ class PortAudio:
         self._changed = threading.Condition(self._lock)
         self._n_open = 0
         self._recalled = False
+        self._monotonic_s = monotonic_s
+        self._outdated = True
+        self._listed_s = 0.0
+
+    def outdate(self) -> None:
+        """Take note that a device may have come or gone: the next opening looks, if no stream is open."""
+        self._outdated = True
 
     @property
     def recalled(self) -> bool:
@@ -100,10 +115,11 @@ class PortAudio:
         """Ask all open streams to close, so that the next opening sees new devices."""
         with self._lock:
             self._recalled = self._n_open > 0
+            self._outdated = True
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """Give exclusive use of sounddevice, with a fresh list of devices unless streams are open.
+        """Give exclusive use of sounddevice, with a fresh list of devices if that is due and no stream is open.
 
         Waits while a recall is on: for the last open stream to close, a second or two at most. PortAudio's errors leave
         as UnavailableError.
@@ -112,13 +128,15 @@ class PortAudio:
             self._changed.wait_for(lambda: not self._recalled, timeout=_RECALL_S)
             self._recalled = False
             sounddevice = self._load()
-            fresh = self._n_open == 0
+            due = self._outdated or self._monotonic_s() > self._listed_s + _RENEW_S
+            fresh = due and self._n_open == 0
             try:
                 if fresh:
                     # Private names, but the known recipe: there is no public way to look for devices again.
                     with suppress(sounddevice.PortAudioError):  # when the last attempt to initialise has failed
                         sounddevice._terminate()
                     sounddevice._initialize()
+                    self._outdated, self._listed_s = False, self._monotonic_s()
                 yield Session(sounddevice, fresh)
             except sounddevice.PortAudioError as error:
                 raise UnavailableError(f"PortAudio does not answer ({error_text(error)})") from error

@@ -95,8 +95,8 @@ def _read_form(file: io.FileIO, shown: str) -> tuple[bytes, int]:
 def _keep(found: Chunks, file: io.FileIO, tag: bytes, *, n_bytes: int, shown: str) -> None:
     if tag == b"fmt " and tag in found.described:
         raise InputError(f"{shown}: two fmt chunks contradict each other")
-    if n_bytes <= _MAX_TEXT_BYTES:
-        found.described.setdefault(tag, read_exactly(file, n_bytes))
+    if tag not in found.described and n_bytes <= _MAX_TEXT_BYTES:
+        found.described[tag] = read_exactly(file, n_bytes)
 
 
 def _place_sound(found: Chunks, file: io.FileIO, *, offset: int, n_bytes: int, size: int, whole: bool) -> int:

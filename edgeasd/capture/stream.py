@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeasd.capture.alsa import Alsa, card_of
+from edgeasd.capture.alsa import Alsa, card_of, names_card
 from edgeasd.capture.convert import Channel, to_mono
 from edgeasd.capture.devices import resolve
 from edgeasd.capture.portaudio import PortAudio, PortDevice, error_text, input_devices
@@ -55,6 +55,14 @@ class InputStream:
             samples = to_mono(samples.reshape(-1, self.n_channels), self._channel)
         return samples, overflowed
 
+    def waiting_s(self) -> float:
+        """Return how much sound has come behind the block that was read last: so much older its end is."""
+        try:
+            n_frames = int(self.raw.read_available)
+        except self._error:
+            return 0.0
+        return max(0, n_frames) / self.native_rate_hz
+
 
 def open_stream(
     spec: SourceSpec, *, audio: PortAudio, alsa: Alsa, refused_rates_hz: Collection[int] = ()
@@ -96,6 +104,8 @@ def _find(wanted: str, listed: Sequence[PortDevice], alsa: Alsa, *, fresh: bool)
 
 def _seen_by_another(wanted: str, listed: Sequence[PortDevice], audio: PortAudio, alsa: Alsa) -> bool:
     """Return whether a fresh PortAudio finds a device that is missing from our list."""
+    if names_card(wanted) and not alsa.find(wanted, alsa.cards()):
+        return False
     names = audio.probe()
     known = {device.name for device in listed}
     fresh = [PortDevice(index, name, "", 1, 0, is_default=False) for index, name in enumerate(names)]

@@ -62,6 +62,7 @@ class CaptureThread:
         self._last_block_ns: int | None = None
         self._last_progress_ns = monotonic_ns()
         self._pulling = True
+        self._stop_ns: int | None = None
         self._thread = threading.Thread(target=self._run, name=f"capture-{source.name}", daemon=False)
         self._thread.start()
 
@@ -116,14 +117,20 @@ class CaptureThread:
             return 0.0
         return (self._monotonic_ns() - self._last_progress_ns) / NS_PER_S
 
+    def stopping_s(self) -> float:
+        """Return how long ago the thread was first asked to end; 0 when it was not."""
+        return 0.0 if self._stop_ns is None else (self._monotonic_ns() - self._stop_ns) / NS_PER_S
+
     def stop(self) -> None:
         """Ask the thread to end; it does within a block unless the sound system hangs."""
+        if self._stop_ns is None:
+            self._stop_ns = self._monotonic_ns()
         self._source.close()
         self._ring.close()
 
     def join(self, deadline_s: float) -> bool:
         """Wait for the end of the thread; False when it still runs after `deadline_s`."""
-        self._thread.join(deadline_s)
+        self._thread.join(max(0.0, deadline_s))
         return not self._thread.is_alive()
 
     def _run(self) -> None:

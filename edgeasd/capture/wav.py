@@ -65,17 +65,25 @@ def open_regular(path: Path) -> io.FileIO:
     """Open a regular file for reading, unbuffered; InputError for what is missing, forbidden or something else."""
     shown = shown_name(path)
     try:
-        # O_NONBLOCK: a FIFO without a writer must not hold us up; on regular files it changes nothing.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        _refuse_irregular(path.stat().st_mode, shown)  # before opening: that alone rewinds a tape, or arms a watchdog
+        # Between the two it may have been replaced. O_NONBLOCK: a FIFO without a writer must not hold us up; on regular
+        # files it changes nothing.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "not a valid file name"
         raise InputError(f"{shown}: {reason}") from error
-    kind = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(kind):
+    try:
+        _refuse_irregular(os.fstat(descriptor).st_mode, shown)
+    except InputError:
         os.close(descriptor)
-        what = "a directory" if stat.S_ISDIR(kind) else "a pipe, socket or device"
-        raise InputError(f"{shown}: is {what}, not a regular file")
+        raise
     return io.FileIO(descriptor, "rb", closefd=True)
+
+
+def _refuse_irregular(mode: int, shown: str) -> None:
+    if not stat.S_ISREG(mode):
+        what = "a directory" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise InputError(f"{shown}: is {what}, not a regular file")
 
 
 class WavReader:

@@ -35,6 +35,7 @@ def calibrate(
     the bundle brought along. The untrained second opinion adapts by itself and needs none of this.
     """
     from edgeasd.calibrating import hear_microphone, hear_recordings
+    from edgeasd.models.choosing import choose
     from edgeasd.settings import load_settings
     from edgeasd.site import save_site_calibration
 
@@ -48,13 +49,14 @@ def calibrate(
         "sources": [{"name": "mic0", "device": device}] if device else None,
     }
     settings = load_settings(config, overrides)
-    if settings.bundle is None:
+    choice = None if bundle is not None else choose(settings)
+    if settings.bundle is None and choice is None:
         raise UsageError("--bundle: none given; without a bundle there is nothing to calibrate")
     if recordings:
-        found, table = hear_recordings(settings, recordings)
+        found, table = hear_recordings(settings, choice, recordings)
     else:
         print(f"listening to {device} for {minutes:g} minutes", file=sys.stderr)
-        found, table = hear_microphone(settings, duration_s=60.0 * minutes)
+        found, table = hear_microphone(settings, choice, duration_s=60.0 * minutes)
     path = save_site_calibration(settings.state_dir, found, table)
     print(_report(settings, found, table, path))
 

@@ -52,6 +52,7 @@ def replay(  # noqa: PLR0913  # one parameter an option
     Without --out, --events and --notices, and without a broker, the messages are printed as JSON lines.
     """
     from edgeasd.daemon import judge_options
+    from edgeasd.models.choosing import choose
     from edgeasd.publishing import without_broker
     from edgeasd.replay import ReplayJob, TablePaths
     from edgeasd.replay import replay as run_replay
@@ -65,7 +66,7 @@ def replay(  # noqa: PLR0913  # one parameter an option
         raise UsageError("--publish: no broker is set; give --mqtt URL, or mqtt.url in the settings")
     job = ReplayJob(
         paths=tuple(paths),
-        judges=judge_options(settings),
+        judges=judge_options(settings, None if bundle is not None else choose(settings)),
         glob=glob,
         channel=_channel(channel),
         speed=_speed(speed),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import resource
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,8 @@ from edgeasd.commands.common import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from edgeasd.settings import Settings
 
 
 def run(  # noqa: PLR0913  # one parameter an option
@@ -56,15 +60,28 @@ def run(  # noqa: PLR0913  # one parameter an option
         "log": {"format": log_format},
         "sources": _sources(device),
     }
-    settings = load_settings(config, overrides)
+
+    def load() -> Settings:
+        settings = load_settings(config, overrides)
+        return without_broker(settings) if dry_run else settings
+
+    _leave_no_core()
+    settings = load()
     set_up_logging(level=settings.log.level, form=settings.log.format)
+    faulthandler.enable()  # a watchdog that runs out ends us by SIGABRT: say where every thread stood
     try:
-        run_daemon(without_broker(settings) if dry_run else settings, RunOptions(duration_s=duration, once=once))
+        run_daemon(settings, RunOptions(duration_s=duration, once=once, load_again=load))
     except HungError as exc:
         # Its thread sits in the sound system for good, and would hold up an orderly exit.
         print(f"edgeasd: {exc}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(exc.exit_code)
+
+
+def _leave_no_core() -> None:
+    """Let no crash write memory, and with it a password, to a disk; who wants a core sets the limit while we run."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def _sources(devices: Sequence[str] | None) -> list[dict[str, str]] | None:

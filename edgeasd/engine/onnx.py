@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
@@ -30,7 +31,10 @@ class OnnxEngine:
     def score(self, inputs: Mapping[str, FloatArray], *, wanted: Collection[str] = LIVE_OUTPUTS) -> Outputs:
         """Judge windows: each graph input by name, first dimension the batch."""
         names = [name for name in self._outputs if name == "score" or name in wanted]
-        answers = self._session.run(names, dict(inputs))
+        try:
+            answers = self._session.run(names, dict(inputs))
+        except Exception as exc:  # ONNX Runtime's own exceptions share no base but Exception
+            raise SelfTestError(f"the onnx engine failed: {str(exc).splitlines()[0]}") from exc
         outputs = Outputs(**dict(zip(names, answers, strict=True)))
         if not np.isfinite(outputs.score).all():
             raise SelfTestError("the onnx engine gave a score that is not finite")
@@ -42,6 +46,7 @@ class OnnxEngine:
 
 
 def _open_session(model_onnx: bytes) -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read at import: its wheels tell their maker of their use
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

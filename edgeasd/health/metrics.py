@@ -24,7 +24,12 @@ Samples = Iterable[tuple[Mapping[str, str], float]]
 _PREFIX = "edgeasd_"
 _INFERENCE_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-_RESULTS = {LossReason.GAP: "skipped_gap", LossReason.LATE: "late", LossReason.OVERWRITTEN: "late"}
+_RESULTS = {
+    LossReason.GAP: "skipped_gap",
+    LossReason.DISABLED: "skipped_disabled",
+    LossReason.LATE: "late",
+    LossReason.OVERWRITTEN: "late",
+}
 _DROPPED = (LossReason.OVERRUN, LossReason.OVERWRITTEN, LossReason.LATE)
 
 
@@ -59,6 +64,11 @@ class PublisherFigures(Protocol):
     @property
     def quarantined(self) -> int:
         """Return how many messages were set aside."""
+        ...
+
+    @property
+    def commands_refused(self) -> int:
+        """Return how many commands were not carried out."""
         ...
 
 
@@ -103,7 +113,8 @@ class Metrics:
 
     def __init__(self, *, version: str, bundle: str | None, backend: str | None) -> None:
         self.registry: CollectorRegistry = CollectorRegistry(auto_describe=False)
-        self._build = {"version": version, "bundle": bundle or "none", "backend": backend or "none"}
+        self._build = {"version": version}
+        self.judged_by(bundle, backend)
         self._lock = threading.Lock()
         self._sources: dict[str, _SourceTotals] = {}
         self._publisher: PublisherFigures | None = None
@@ -123,6 +134,10 @@ class Metrics:
             registry=self.registry,
         )
         self.registry.register(_OnDemand(self))
+
+    def judged_by(self, bundle: str | None, backend: str | None) -> None:
+        """Take note of what judges."""
+        self._build = {**self._build, "bundle": bundle or "none", "backend": backend or "none"}
 
     def scored(self, score: Score, *, infer_ms: float, latency_s: float) -> None:
         """Take note of a judged window, what its judging cost, and how long after its last frame it was judged."""
@@ -221,6 +236,7 @@ def _publisher_metrics(figures: PublisherFigures) -> Iterator[Metric]:
         ("gauge", "mqtt_spool_messages", "Messages in the outbox", figures.spool_rows),
         ("counter", "mqtt_spool_dropped", "Messages given up", figures.dropped),
         ("counter", "mqtt_quarantined", "Messages set aside", figures.quarantined),
+        ("counter", "mqtt_commands_refused", "Commands that were not carried out", figures.commands_refused),
     ):
         yield _metric(kind, name, documentation, [({}, float(value))])
 

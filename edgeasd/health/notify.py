@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 log = logging.getLogger(__name__)
 
 NS_PER_US = 1000
+_ASK_EVERY_S, _ASK_FOR_S = 10.0, 30.0
 
 
 class Notifier:
@@ -33,6 +37,10 @@ class Notifier:
         """Say that there was progress."""
         self._send("WATCHDOG=1")
 
+    def stuck(self, status: str) -> None:
+        """Say that there will be no progress any more: systemd does at once what it does when the watchdog runs out."""
+        self._send("WATCHDOG=trigger", f"STATUS={_line(status)}")
+
     def reloading(self) -> None:
         """Say that the configuration is being read again; `ready` ends it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // NS_PER_US}")
@@ -45,6 +53,25 @@ class Notifier:
         """Ask for so much more time to start, to reload or to stop."""
         self._send(f"EXTEND_TIMEOUT_USEC={round(timeout_s * 1e6)}")
 
+    @contextmanager
+    def patience(self, status: str, *, limit_s: float = 1800.0) -> Iterator[None]:
+        """Ask again and again, from a thread, for more time to start while something long is done, up to `limit_s`."""
+        self.status(status)
+        done = threading.Event()
+
+        def ask() -> None:
+            until_s = time.monotonic() + limit_s
+            while not done.wait(_ASK_EVERY_S) and time.monotonic() < until_s:
+                self.extend_timeout(_ASK_FOR_S)
+
+        asking = threading.Thread(target=ask, name="patience", daemon=True)
+        asking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            asking.join()
+
     def _send(self, *assignments: str) -> None:
         if not self._address:
             return
@@ -56,11 +83,11 @@ class Notifier:
             log.debug("systemd was not told %s: %s", assignments[0], exc)
 
 
-def watchdog_interval_s(watchdog_usec: str | None) -> float | None:
-    """Return how often to say WATCHDOG=1, half the time in WATCHDOG_USEC; None when nobody watches."""
+def watchdog_s(watchdog_usec: str | None) -> float | None:
+    """Return after how long without progress systemd starts us again, from WATCHDOG_USEC; None: nobody watches."""
     if watchdog_usec is None or not watchdog_usec.isdecimal() or int(watchdog_usec) == 0:
         return None
-    return int(watchdog_usec) / 2e6
+    return int(watchdog_usec) / 1e6
 
 
 def _line(text: str) -> str:

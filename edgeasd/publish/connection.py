@@ -18,7 +18,9 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edgeasd.publish.commands import CommandBox
 from edgeasd.publish.message import Parcel
 from edgeasd.publish.target import MqttOptions, MqttTarget, MqttVersion
 
@@ -26,6 +28,8 @@ UNSUPPORTED_PROTOCOL = 0x84
 _FIRST_ERROR = 0x80
 _PACKET_OVERHEAD_BYTES = 16
 """Fixed header, topic length, packet id and empty properties of a PUBLISH, rounded up."""
+_MAX_INCOMING_BYTES = 8192
+"""Acknowledgements and commands are small; what is larger is never read, let alone kept."""
 _CLOSED = "Unspecified error"
 _LOCAL_REASONS = {_CLOSED: "connection closed", "Keep alive timeout": "the broker stopped answering"}
 """What paho calls the ends that it makes out itself, in words."""
@@ -80,6 +84,19 @@ class Loss:
     """True when the other side closed it."""
 
 
+class _OversizeError(Exception):
+    """Raised when the broker begins a packet that we do not want to hold."""
+
+
+class _Client(paho.Client):
+    """Refuses a packet by its announced length: MQTT 3.1.1 knows no other way to keep a broker from sending it."""
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > _MAX_INCOMING_BYTES:
+            raise _OversizeError
+        return super()._sock_recv(bufsize)
+
+
 class Connection:
     """A TCP or TLS connection on which CONNECT has been sent; raises OSError when it cannot be made.
 
@@ -94,6 +111,7 @@ class Connection:
         version: MqttVersion,
         will: Parcel,
         tls: ssl.SSLContext | None,
+        commands: CommandBox | None = None,
     ) -> None:
         self.version: MqttVersion = version
         self.accepted = False
@@ -101,6 +119,8 @@ class Connection:
         self.max_in_flight = options.max_in_flight
         self.max_packet_bytes: int | None = None
         self._acknowledged: deque[tuple[int, int]] = deque()
+        self._commands = commands
+        self._listens = False
         self._client = client = self._build(options, version)
         if tls is not None:
             client.tls_set_context(tls)
@@ -110,12 +130,21 @@ class Connection:
         will_properties = _properties(PacketTypes.WILLMESSAGE, WillDelayInterval=options.will_delay_s)
         client.will_set(will.topic, will.body, will.qos, will.retain, will_properties if is_5 else None)
         # The session outlives a loss just long enough for the will to be called off by a quick return.
-        session = _properties(PacketTypes.CONNECT, SessionExpiryInterval=2 * options.will_delay_s)
+        session = _properties(
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=2 * options.will_delay_s,
+            MaximumPacketSize=_MAX_INCOMING_BYTES,
+        )
         extra: dict[str, Any] = {"clean_start": False, "properties": session} if is_5 else {}
         client.connect(target.host, target.port, options.keepalive_s, **extra)
         self._poller = select.poll()
         self._poller.register(self._socket_fd(), select.POLLIN)
         self._bell_fd: int | None = None
+
+    @property
+    def clogged(self) -> bool:
+        """Return whether bytes wait for a socket that takes no more."""
+        return self._client.want_write()
 
     def fits(self, parcel: Parcel) -> bool:
         """Return whether the broker said it takes a packet of this size."""
@@ -137,6 +166,10 @@ class Connection:
         """Wait for the broker or the bell, and do what the connection needs."""
         try:
             self._step(bell, timeout_s)
+        except _OversizeError:
+            self.loss = self.loss or Loss(f"the broker sends a packet of more than {_MAX_INCOMING_BYTES} bytes")
+            if self._commands is not None:
+                self._commands.swamped()
         except Exception as exc:  # noqa: BLE001 - paho's parser raises whatever a garbled packet leads it to
             self.loss = self.loss or Loss(f"garbled packet from the broker: {exc!r}")
 
@@ -171,10 +204,23 @@ class Connection:
         if events & select.POLLOUT:
             self._client.loop_write()
         self._client.loop_misc()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Subscribe to commands, once on each connection: whatever session the broker says it kept."""
+        if not self.accepted or self._listens or self._commands is None or not self._commands.open:
+            return
+        self._listens = True
+        # The flag of a retained command is wanted as it was published: on 3.1.1 the first delivery has lost it.
+        if self.version == "5":
+            how = SubscribeOptions(qos=1, retainAsPublished=True)
+            self._client.subscribe([(topic, how) for topic in self._commands.filters])
+        else:
+            self._client.subscribe([(topic, 1) for topic in self._commands.filters])
 
     def _build(self, options: MqttOptions, version: MqttVersion) -> paho.Client:
         is_5 = version == "5"
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=options.client_id or "",
             protocol=paho.MQTTv5 if is_5 else paho.MQTTv311,
@@ -187,6 +233,8 @@ class Connection:
         client.on_connect = self._on_connect
         client.on_publish = self._on_publish
         client.on_disconnect = self._on_disconnect
+        client.on_subscribe = self._on_subscribe
+        client.on_message = self._on_message
         return client
 
     def _socket_fd(self) -> int:
@@ -205,6 +253,15 @@ class Connection:
 
     def _on_publish(self, _client: Any, _userdata: Any, mid: int, reason: Any, _properties: Any) -> None:
         self._acknowledged.append((mid, reason.value))
+
+    def _on_subscribe(self, _client: Any, _userdata: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        if self._commands is not None and any(reason.is_failure for reason in reasons):
+            self._commands.denied()
+
+    def _on_message(self, _client: Any, _userdata: Any, message: Any) -> None:
+        # A session that the broker kept may bring commands to a node that takes none any more.
+        if self._commands is not None:
+            self._commands.put(message.topic, message.payload, retained=message.retain)
 
     def _on_disconnect(self, _client: Any, _userdata: Any, flags: Any, reason: Any, _properties: Any) -> None:
         if self.loss is None:

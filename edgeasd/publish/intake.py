@@ -8,7 +8,7 @@ from typing import Literal, assert_never
 
 from edgeasd.publish.identity import Identity
 from edgeasd.publish.message import Kind, Message, Parcel
-from edgeasd.publish.wire import encode, score_rank, stamped
+from edgeasd.publish.payload import encode, score_rank, stamped
 
 ScoresMode = Literal["window", "second", "off"]
 """Every score, the highest of each second (a valid one before any invalid one), or none."""

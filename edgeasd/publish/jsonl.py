@@ -24,6 +24,7 @@ class JsonLinesPublisher:
     """
 
     def __init__(self, stream: TextIO, *, identity: Identity | None = None, scores: ScoresMode = "window") -> None:
+        self.commands = None
         self._stream = stream
         self._intake = Intake(identity or passing_identity(), scores=scores)
         self._lock = threading.Lock()
@@ -42,6 +43,10 @@ class JsonLinesPublisher:
         return PublisherStats(
             connected=self._open, protocol="jsonl", published=self._published, dropped=self._dropped, durable=False
         )
+
+    def stalled_s(self) -> float:
+        """Return 0: the caller's thread does the writing."""
+        return 0.0
 
     def close(self, deadline_s: float, *, farewell: bool = True) -> bool:  # noqa: ARG002 - the protocol's
         """Write what thinning held back; the stream stays open."""

@@ -70,6 +70,61 @@ class Parcel:
         return self.id or self.topic
 
 
+class Verb(StrEnum):
+    """What a command is about; the only words that a command topic may hold."""
+
+    THRESHOLD = "threshold"
+    ENABLED = "enabled"
+    FEEDBACK = "feedback"
+
+
+class Verdict(StrEnum):
+    """What a person says of an event."""
+
+    FALSE_ALARM = "false_alarm"
+    REAL = "real"
+
+
+@dataclass(frozen=True, slots=True)
+class SetThreshold:
+    """Let events of a source start at another score."""
+
+    source: str
+    score: float | None
+    """None: the one that the false-alarm budget gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetEnabled:
+    """Judge a source, or leave it alone."""
+
+    source: str
+    enabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """Take down what a person says of an event."""
+
+    source: str
+    verdict: Verdict
+    event_id: str | None = None
+    """None: the last event of the source."""
+    note: str = ""
+
+
+Command = SetThreshold | SetEnabled | Feedback
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What was set by command for one source."""
+
+    threshold: float | None = None
+    """None: as the settings say."""
+    enabled: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class GapRecord:
     """Which messages a full outbox gave up; ids between the two that did arrive are not among them."""
@@ -102,6 +157,10 @@ class PublisherStats:
     """Messages that the broker refused or that broke the connection; kept aside in the outbox."""
     stalls: int = 0
     """Connections in a row that stopped acknowledging; from 3 on the process is better restarted."""
+    commands: int = 0
+    """Commands that were taken."""
+    commands_refused: int = 0
+    """Commands that were malformed, out of bounds, too many, or could not be carried out."""
     durable: bool = True
     """False while the state directory does not take events, so that they live in memory only."""
 
@@ -131,6 +190,22 @@ class AccountLike(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which bundle runs, and why that one."""
+
+    version: int
+    origin: str
+    """`settings`, `installed`, or `previous`: the one before an installed one that is refused."""
+    why: str
+    signed_by: str | None
+    """None where the node asks for no signatures."""
+    on_trial: bool
+    """It has replaced another and has not run for an hour yet."""
+    shadow: Mapping[str, float] | None = None
+    """What it made of the windows that it heard beside its predecessor."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a node is: retained on the info topic."""
 
@@ -143,6 +218,9 @@ class NodeInfo:
     mqtt_protocol: str
     gpu: str | None = None
     warnings: tuple[str, ...] = ()
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    """By source name."""
+    model: ModelInfo | None = None
 
 
 @dataclass(frozen=True, slots=True)

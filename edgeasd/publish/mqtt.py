@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from edgeasd.errors import InputOutputError
 from edgeasd.publish.backoff import Backoff, Complaints
+from edgeasd.publish.commands import CommandBox
 from edgeasd.publish.connection import UNSUPPORTED_PROTOCOL, Bell, Connection, Loss
 from edgeasd.publish.intake import Intake
 from edgeasd.publish.message import Message, Parcel, PublisherStats
@@ -26,6 +27,10 @@ _TAKEN_OVER = 0x8E
 _SILENT_CLOSES = 3
 """A broker that does not know MQTT 5 may close the connection without a word; one that restarts does so less often."""
 _STABLE_S = 60.0
+_DIAL_S = 300.0
+"""A name server that does not answer is asked again by the C library, for minutes, and nothing can interrupt that."""
+_TALK_SHARE = 0.9
+"""Of the time to close; the rest is for writing down what could not be said."""
 _FAREWELL_S = 0.5
 """Of the time to close, what is kept for saying `stopped`."""
 
@@ -40,8 +45,18 @@ class MqttPublisher:
     `Outbox` for the disk. The owner of the outbox closes it, after this.
     """
 
-    def __init__(self, target: MqttTarget, *, wire: Wire, outbox: Outbox, options: MqttOptions | None = None) -> None:
+    def __init__(
+        self,
+        target: MqttTarget,
+        *,
+        wire: Wire,
+        outbox: Outbox,
+        options: MqttOptions | None = None,
+        commands: CommandBox | None = None,
+    ) -> None:
+        """`commands` is where commands from the broker are put; None takes none."""
         options = options or MqttOptions()
+        self.commands = commands
         self._target = target
         self._options = replace(options, client_id=options.client_id or f"edgeasd-{wire.node}")
         self._wire = wire
@@ -59,12 +74,15 @@ class MqttPublisher:
         self._connects = 0
         self._gaps_seen = -1
         self._failure: Exception | None = None
+        self._turned_s = time.monotonic()
+        self._dialling = False
         self._closing = threading.Event()
         self._close_by_s = 0.0
         self._farewell = True
         self._bell = Bell()
         self._take(self._intake.accept(wire.node_status("online")))
-        self._thread = threading.Thread(target=self._run, name="mqtt")
+        # A name look-up cannot be interrupted: a process that ends must not wait for a resolver that never answers.
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
 
     def publish(self, message: Message) -> None:
@@ -73,6 +91,8 @@ class MqttPublisher:
         if self._failure is not None:
             raise InputOutputError(f"the MQTT publisher has failed: {self._failure}") from self._failure
         self._take(self._intake.accept(message))
+        if self._session is None:
+            self._stock.spill()  # here too: the thread may be in a name look-up or a handshake for long
         self._bell.ring()
 
     def stats(self) -> PublisherStats:
@@ -90,6 +110,8 @@ class MqttPublisher:
             discarded=self._stock.discarded,
             quarantined=self._outbox.quarantined,
             stalls=self._desk.stalls,
+            commands=0 if self.commands is None else self.commands.taken,
+            commands_refused=0 if self.commands is None else self.commands.refused,
             durable=self._outbox.durable,
         )
 
@@ -101,7 +123,7 @@ class MqttPublisher:
         if not self._closing.is_set():
             self._farewell = farewell
             self._take(self._intake.flush())
-            self._close_by_s = time.monotonic() + deadline_s
+            self._close_by_s = time.monotonic() + _TALK_SHARE * deadline_s
             self._closing.set()
             self._bell.ring()
         self._thread.join(deadline_s)
@@ -111,6 +133,10 @@ class MqttPublisher:
             return False
         self._bell.close()
         return self._failure is None
+
+    def stalled_s(self) -> float:
+        """Return for how long the thread has not turned; a look-up or handshake may take five minutes beside."""
+        return max(0.0, time.monotonic() - self._turned_s - (_DIAL_S if self._dialling else 0.0))
 
     def _take(self, parcels: list[Parcel]) -> None:
         for parcel in parcels:
@@ -138,15 +164,24 @@ class MqttPublisher:
 
     def _dial(self) -> Connection | None:
         """Return a connection that the broker accepted, or None."""
+        self._dialling = True
         try:
             connection = Connection(
-                self._target, options=self._options, version=self._version, will=self._will(), tls=self._tls
+                self._target,
+                options=self._options,
+                version=self._version,
+                will=self._will(),
+                tls=self._tls,
+                commands=self.commands,
             )
         except (OSError, ValueError) as exc:  # ValueError: a host name that cannot be encoded
             self._complaints.warn(f"no connection to {self._target}: {exc}")
             return None
+        finally:
+            self._dialling, self._turned_s = False, time.monotonic()
         give_up_s = time.monotonic() + self._options.connect_timeout_s
         while not connection.accepted and connection.loss is None:
+            self._turned_s = time.monotonic()
             left_s = give_up_s - time.monotonic()
             if left_s <= 0.0 or self._closing.is_set():
                 hint = "; if the broker is an old one, set mqtt.protocol: 3.1.1" if self._version == "5" else ""
@@ -183,6 +218,8 @@ class MqttPublisher:
         self._gaps_seen = -1
         self._session = session = Session(connection, desk=self._desk)
         while connection.loss is None and not self._closing.is_set():
+            self._turned_s = time.monotonic()
+            self._outbox.tend()
             self._tell_of_gap()
             session.turn(self._bell)
             if self._stock.crowded:
@@ -206,28 +243,33 @@ class MqttPublisher:
             self._backoff.slow_down()
 
     def _finish(self, session: Session) -> None:
-        while time.monotonic() < self._close_by_s - _FAREWELL_S and session.turn(self._bell, backlog=False):
-            pass
-        if not self._farewell:
-            return
-        self._take(self._intake.accept(self._wire.node_status("stopped")))
-        while time.monotonic() < self._close_by_s and session.turn(self._bell, backlog=False):
-            pass
+        self._say_until(session, self._close_by_s - _FAREWELL_S)
+        if self._farewell:
+            self._take(self._intake.accept(self._wire.node_status("stopped")))
+            self._say_until(session, self._close_by_s)
+
+    def _say_until(self, session: Session, until_s: float) -> None:
+        while (left_s := until_s - time.monotonic()) > 0.0:
+            if not session.turn(self._bell, backlog=False, within_s=left_s):
+                return
 
     def _tell_of_gap(self) -> None:
         """Turn the record of what a full outbox gave up into a message, once there is room for one."""
-        if self._gaps_seen == self._outbox.dropped or not self._outbox.roomy:
+        recorded = self._outbox.recorded
+        if self._gaps_seen == recorded or not self._outbox.roomy:
             return
-        self._gaps_seen = self._outbox.dropped
+        self._gaps_seen = recorded
         gap = self._outbox.gap()
         if gap is not None:
             (parcel,) = self._intake.accept(self._wire.gap(gap, ts_ns=time.time_ns()))
-            self._outbox.settle_gap(parcel)
+            if not self._outbox.settle_gap(parcel):
+                self._gaps_seen = -1
 
     def _rest(self) -> None:
         """Wait before the next connection, moving scores to the outbox meanwhile."""
         until_s = time.monotonic() + self._backoff.next_s()
         while not self._closing.is_set() and (left_s := until_s - time.monotonic()) > 0.0:
+            self._turned_s = time.monotonic()
             self._stock.spill()
             self._bell.sleep(min(left_s, 1.0))
 

@@ -83,19 +83,19 @@ class Session:
         self._paused_until_s = 0.0
         self._any_acknowledged = False
         self.productive = False
-        """True once the broker took a message that is not mere state."""
+        """True once the broker took a message that is not mere state, or a message is suspected of the loss alone."""
 
     @property
     def in_flight(self) -> int:
         """Return how many messages are unacknowledged."""
         return len(self._in_flight)
 
-    def turn(self, bell: Bell, *, backlog: bool = True) -> bool:
+    def turn(self, bell: Bell, *, backlog: bool = True, within_s: float = _TICK_S) -> bool:
         """Send what fits, wait for news, act on it; return whether there was anything to do."""
         sent = self._fill(backlog=backlog)
         busy = bool(sent or self._in_flight)
         pause_s = self._paused_until_s - self._monotonic_s()
-        tick_s = min(pause_s, _TICK_S) if pause_s > 0.0 else _TICK_S
+        tick_s = min(pause_s, within_s) if pause_s > 0.0 else within_s
         self._connection.step(bell, timeout_s=tick_s if busy or backlog else 0.0)
         self._settle()
         self._watch()
@@ -108,6 +108,7 @@ class Session:
         if not loss.by_peer or not self._any_acknowledged:
             return [each.parcel for each in sent]
         alone = len(sent) == 1 and self._monotonic_s() - sent[0].at_s < _GUILTY_WITHIN_S
+        self.productive = self.productive or alone  # the next connection gets further, so that it need not wait
         if alone and self._desk.suspicion.strike(sent[0].parcel):
             self._quarantine(sent[0].parcel, f"broke the connection {_MAX_STRIKES} times: {loss.reason}")
             return []
@@ -116,9 +117,7 @@ class Session:
 
     def _fill(self, *, backlog: bool) -> int:
         n_sent = 0
-        for passing in self._desk.stock.passing():
-            self._connection.send(passing)
-            self._desk.published += 1
+        self._say_passing()
         if self._monotonic_s() < self._paused_until_s:
             return n_sent
         room = 1 if self._desk.suspicion.suspects else self._connection.max_in_flight
@@ -129,6 +128,15 @@ class Session:
                 break
             n_sent += self._send(parcel)
         return n_sent
+
+    def _say_passing(self) -> None:
+        """Send what is only worth something now, unless it would queue behind a full socket or break the connection."""
+        for parcel in self._desk.stock.passing():
+            if self._connection.clogged or not self._connection.fits(parcel):
+                self._desk.stock.discard(parcel)
+            else:
+                self._connection.send(parcel)
+                self._desk.published += 1
 
     def _send(self, parcel: Parcel) -> int:
         if not self._connection.fits(parcel):

@@ -1,4 +1,7 @@
-"""The wire format: every topic and every payload key of edgeasd, and nothing else.
+"""The wire format: every topic and every payload key that edgeasd says, and where it listens.
+
+What payloads are made of is in `edgeasd.publish.payload`, what may be written to a command topic in
+`edgeasd.publish.commands`.
 
 Times in payloads are UTC: `ts` as RFC 3339 with microseconds, `ts_ns` as integer nanoseconds since 1970, both of the
 first frame that a message speaks of. The golden files under tests/golden/wire hold this format: keys may be added,
@@ -7,22 +10,25 @@ never renamed, removed or given another form.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-import time
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Literal
 
-from edgeasd.clock import NS_PER_S
 from edgeasd.errors import SettingsError
-from edgeasd.publish.message import AccountLike, GapRecord, Kind, Message, NodeHealth, NodeInfo, PublisherStats
-from edgeasd.records import Confirmation, Event, EventType, Fault, Level, Opinion, Score, StateNotice
+from edgeasd.publish.message import GapRecord, Kind, Message, NodeHealth, NodeInfo, Verb
+from edgeasd.publish.payload import (
+    UtcOf,
+    account_part,
+    confirmed_part,
+    number,
+    opinion_part,
+    override_part,
+    publisher_part,
+    utc_text,
+)
+from edgeasd.records import Event, EventType, Fault, Level, Score, StateNotice
 
 SCHEMA_VERSION = 1
-
-UtcOf = Callable[[int], int]
-"""Frame index of a source -> UTC nanoseconds, as `FrameClock.utc_ns`."""
 
 _NAME = re.compile(r"[a-z0-9_-]+")
 _BASE_TOPIC = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
@@ -55,7 +61,23 @@ class Wire:
 
     def threshold(self, source: str, threshold: float) -> Message:
         """Say the score at which an event starts."""
-        return _state(f"{self._of(source)}/threshold/state", repr(_number(threshold)))
+        return _state(f"{self._of(source)}/threshold/state", repr(number(threshold)))
+
+    def enabled(self, source: str, *, enabled: bool) -> Message:
+        """Say whether a source is judged."""
+        return _state(f"{self._of(source)}/enabled/state", "ON" if enabled else "OFF")
+
+    @property
+    def command_filters(self) -> tuple[str, ...]:
+        """Return what to subscribe to for the commands of all sources."""
+        return tuple(f"{self._root}/+/{verb}/set" for verb in Verb)
+
+    def addressed(self, topic: str) -> tuple[str, Verb] | None:
+        """Return (source, verb) of a command topic, None for any other; the source may be one that nobody knows."""
+        levels = topic.removeprefix(f"{self._root}/").split("/") if topic.startswith(f"{self._root}/") else []
+        if len(levels) != 3 or levels[1] not in list(Verb) or levels[2] != "set":
+            return None
+        return levels[0], Verb(levels[1])
 
     def fault(self, source: str, fault: Fault | None, *, since_ns: int) -> tuple[Message, Message]:
         """Say whether the input is broken (ON, OFF), and in which way and since when (the attributes)."""
@@ -85,6 +107,8 @@ class Wire:
             "config_sha256": info.config_sha256,
             "mqtt_protocol": info.mqtt_protocol,
             "warnings": list(info.warnings),
+            "overrides": {source: override_part(override) for source, override in info.overrides.items()},
+            "model": None if info.model is None else asdict(info.model),
         }
         return Message(f"{self._root}/info", payload, Kind.STATE, qos=1, retain=True)
 
@@ -96,16 +120,16 @@ class Wire:
             "ts": utc_text(ts_ns),
             "ts_ns": ts_ns,
             "uptime_s": round(health.uptime_s, 3),
-            "rtf": _number(health.realtime_factor),
-            "backlog_s": _number(health.backlog_s),
+            "rtf": number(health.realtime_factor),
+            "backlog_s": number(health.backlog_s),
             "xruns": health.overruns,
             "dropped": health.dropped_frames,
             "mem": health.rss_bytes,
-            "gpu_temp": None if health.gpu_temperature_c is None else _number(health.gpu_temperature_c),
+            "gpu_temp": None if health.gpu_temperature_c is None else number(health.gpu_temperature_c),
             "clock_synced": health.clock_synced,
             "spool_depth": health.publisher.spool_rows,
-            "mqtt": _publisher(health.publisher),
-            "sources": {source: _account(account) for source, account in health.accounts.items()},
+            "mqtt": publisher_part(health.publisher),
+            "sources": {source: account_part(account) for source, account in health.accounts.items()},
         }
         return Message(f"{self._root}/health", payload, Kind.HEALTH, qos=0, retain=False)
 
@@ -132,10 +156,10 @@ class Wire:
             "src": source,
             "ts": utc_text(ts_ns),
             "ts_ns": ts_ns,
-            "rms_dbfs": _number(level.rms_dbfs),
-            "peak_dbfs": _number(level.peak_dbfs),
-            "clip_pct": _number(level.clip_pct),
-            "dc": _number(level.dc),
+            "rms_dbfs": number(level.rms_dbfs),
+            "peak_dbfs": number(level.peak_dbfs),
+            "clip_pct": number(level.clip_pct),
+            "dc": number(level.dc),
         }
         return Message(f"{self._of(source)}/level", payload, Kind.LEVEL, qos=0, retain=False)
 
@@ -146,9 +170,9 @@ class Wire:
             "sample0": score.first_frame,
             "n": score.n_frames,
             "rate": rate_hz,
-            "score": _number(score.score),
-            "threshold": _number(score.threshold),
-            "p_value": _number(score.p_value),
+            "score": number(score.score),
+            "threshold": number(score.threshold),
+            "p_value": number(score.p_value),
             "anomaly": score.valid and not score.warmup and score.score >= score.threshold,
             "contiguous": True,
             "warmup": score.warmup,
@@ -157,9 +181,9 @@ class Wire:
             "fault": score.fault,
             "model": self._model,
             "backend": self._backend,
-            "infer_ms": _number(infer_ms),
-            "opinions": {"model": _opinion(score.model), "prompt": _opinion(score.prompt)},
-            "confirmed": _confirmed(score.confirmed, utc_ns),
+            "infer_ms": number(infer_ms),
+            "opinions": {"model": opinion_part(score.model), "prompt": opinion_part(score.prompt)},
+            "confirmed": confirmed_part(score.confirmed, utc_ns),
         }
         return Message(f"{self._of(score.source)}/score", payload, Kind.SCORE, qos=1, retain=False)
 
@@ -174,9 +198,9 @@ class Wire:
             "sample0": event.start_frame,
             "n": event.end_frame - event.start_frame,
             "rate": rate_hz,
-            "score": _number(event.peak_score),
-            "threshold": _number(threshold),
-            "p_value": _number(event.p_value),
+            "score": number(event.peak_score),
+            "threshold": number(threshold),
+            "p_value": number(event.p_value),
             "anomaly": not over,
             "contiguous": True,
             "warmup": False,
@@ -186,13 +210,12 @@ class Wire:
             "backend": self._backend,
             "start": utc_text(start_ns),
             "end": utc_text(utc_ns(event.end_frame)) if over else None,
-            "duration_s": _number((event.end_frame - event.start_frame) / rate_hz),
+            "duration_s": number((event.end_frame - event.start_frame) / rate_hz),
             "peak": utc_text(utc_ns(event.peak_frame)),
-            "peak_score": _number(event.peak_score),
+            "peak_score": number(event.peak_score),
             "confirmed": event.confirmed,
             "bands": [
-                {"hz": [_number(band.low_hz), _number(band.high_hz)], "share": _number(band.share)}
-                for band in event.bands
+                {"hz": [number(band.low_hz), number(band.high_hz)], "share": number(band.share)} for band in event.bands
             ],
         }
         return Message(f"{self._of(event.source)}/event", payload, Kind.EVENT, qos=1, retain=False)
@@ -204,7 +227,7 @@ class Wire:
             "sample0": notice.first_frame,
             "rate": rate_hz,
             "late": False,
-            "distance_db": _number(notice.distance_db),
+            "distance_db": number(notice.distance_db),
         }
         return Message(f"{self._of(notice.source)}/notice", payload, Kind.NOTICE, qos=1, retain=False)
 
@@ -231,92 +254,5 @@ def checked_name(name: str, *, what: str) -> str:
     return name
 
 
-def utc_text(utc_ns: int) -> str:
-    """Return RFC 3339 in UTC with microseconds."""
-    seconds, ns = divmod(utc_ns, NS_PER_S)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ns // 1000:06d}Z"
-
-
-def encode(payload: Mapping[str, object] | str) -> bytes:
-    """Return the bytes of a payload; a number that JSON cannot say is our own mistake."""
-    if isinstance(payload, str):
-        return payload.encode()
-    try:
-        return json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
-    except ValueError as exc:
-        raise AssertionError(f"a payload holds a number that is not finite: {payload!r}") from exc
-
-
-def stamped(payload: Mapping[str, object], *, message_id: str, seq: int) -> dict[str, object]:
-    """Return a numbered payload with its identity filled in."""
-    assert payload.keys() >= {"id", "seq"}, f"not a numbered payload: {payload!r}"
-    return {**payload, "seq": seq, "id": message_id}
-
-
-def marked_late(body: bytes) -> bytes:
-    """Return an encoded payload that says it was accepted before the present connection was made."""
-    payload = json.loads(body)
-    if "late" not in payload:
-        return body
-    return encode({**payload, "late": True})
-
-
-def score_rank(payload: Mapping[str, object]) -> tuple[int, bool, float]:
-    """Return (UTC second, valid, score) of a score payload: what thinning to one a second goes by."""
-    ts_ns, score = payload["ts_ns"], payload["score"]
-    assert isinstance(ts_ns, int), f"not a score payload: {payload!r}"
-    assert isinstance(score, float), f"not a score payload: {payload!r}"
-    return ts_ns // NS_PER_S, bool(payload["valid"]), score
-
-
 def _state(topic: str, word: str) -> Message:
     return Message(topic, word, Kind.STATE, qos=1, retain=True)
-
-
-def _number(value: float) -> float:
-    """Return a finite float with the seven digits that a float32 is worth."""
-    if not math.isfinite(value):
-        raise AssertionError(f"a number that is not finite was to be published: {value!r}")
-    return float(f"{value:.7g}")
-
-
-def _opinion(opinion: Opinion | None) -> dict[str, float] | None:
-    if opinion is None:
-        return None
-    return {"score": _number(opinion.score), "p_value": _number(opinion.p_value)}
-
-
-def _confirmed(confirmation: Confirmation | None, utc_ns: UtcOf) -> dict[str, object] | None:
-    if confirmation is None:
-        return None
-    return {
-        "sample0": confirmation.first_frame,
-        "n": confirmation.n_frames,
-        "ts": utc_text(utc_ns(confirmation.first_frame)),
-        **(_opinion(confirmation.opinion) or {}),
-    }
-
-
-def _publisher(stats: PublisherStats) -> dict[str, object]:
-    return {
-        "connected": stats.connected,
-        "protocol": stats.protocol,
-        "reconnects": stats.reconnects,
-        "published": stats.published,
-        "in_flight": stats.in_flight,
-        "waiting": stats.waiting,
-        "dropped": stats.dropped,
-        "discarded": stats.discarded,
-        "quarantined": stats.quarantined,
-        "stalls": stats.stalls,
-        "durable": stats.durable,
-    }
-
-
-def _account(account: AccountLike) -> dict[str, object]:
-    return {
-        "scored_s": round(account.scored_s, 3),
-        "dropped_s": {reason: round(seconds, 3) for reason, seconds in account.dropped_s.items()},
-        "absent_s": {reason: round(seconds, 3) for reason, seconds in account.absent_s.items()},
-        "unexplained_s": round(account.unexplained_s, 3),
-    }

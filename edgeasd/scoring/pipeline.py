@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from edgeasd.errors import SelfTestError
 from edgeasd.features.mel import MelSpec
+from edgeasd.manifest import Manifest
 from edgeasd.records import FloatArray, Opinion, Skipped, Window
 from edgeasd.scoring.front import SharedFrontEnd
 from edgeasd.scoring.jury import AlarmPolicy, Grid, Jury, Model, policy_at, swear_in
@@ -42,6 +44,11 @@ class Pipeline:
         self._inspect = inspect
         self._listeners: dict[str, Listener] = {}
         self._fronts: dict[str, SharedFrontEnd] = {}
+        self._standby: Model | None = None
+        self.failure: SelfTestError | None = None
+        """Why the standby has taken over; None while it has not."""
+        self.overheard_by: Callable[[Sequence[Window | Skipped]], None] | None = None
+        """Is given what was judged, after it was."""
 
     @property
     def confirms(self) -> bool:
@@ -71,15 +78,24 @@ class Pipeline:
             self._thresholds[source] = score
         self._reseat()
 
-    def set_model(self, model: Model) -> None:
-        """Ask another model from now on; its sound must be cut and framed as that of the present one.
+    def takes(self, manifest: Manifest) -> bool:
+        """Return whether `set_model` can take a model of this manifest: one whose sound is cut and framed alike."""
+        grid, spec = self._grid, manifest.inputs.log_mel
+        return (
+            self._model is not None
+            and (manifest.sample_rate_hz, manifest.window_frames) == (grid.rate_hz, grid.window_frames)
+            and _framing(spec) == _framing(self._model_spec)
+        )
 
-        The past of each source is kept. The engine of the former model is not closed.
+    def set_model(self, model: Model, *, standby: Model | None = None) -> None:
+        """Ask another model from now on, one that `takes` allows.
+
+        The past of each source is kept. The engine of the former model is not closed. When the model fails, `standby`
+        takes over with the same windows, and `failure` says why.
         """
-        spec = model.manifest.inputs.log_mel
-        assert self._model is not None
-        assert _framing(spec) == _framing(self._model_spec), "another framing needs another line"
-        self._model, self._model_spec = model, spec
+        assert self.takes(model.manifest), "another framing needs another line"
+        self._model, self._model_spec = model, model.manifest.inputs.log_mel
+        self._standby, self.failure = standby, None
         self._jury = self._sworn_in(self._policy)
         self._fronts.clear()
         self._reseat()
@@ -91,15 +107,22 @@ class Pipeline:
     def process(self, items: Sequence[Window | Skipped]) -> list[tuple[str, Said]]:
         """Judge windows of one or several sources, those of a source in order; return what is said of which source."""
         heard = [self._listener(item.source).hear(item) for item in items if isinstance(item, Window)]
-        for source in {one.window.source for one in heard}:
-            self._add_features(source, [one for one in heard if one.window.source == source])
-        self._ask_model([one for one in heard if one.fault is None])
+        try:
+            self._examine(heard)
+        except SelfTestError as exc:
+            if self._standby is None:
+                raise
+            self.set_model(self._standby)
+            self.failure = exc
+            self._examine(heard)
         told: list[tuple[str, Said]] = []
         upcoming = iter(heard)
         for item in items:
             listener = self._listener(item.source)
             said = listener.judge(next(upcoming)) if isinstance(item, Window) else listener.skip(item)
             told += [(item.source, one) for one in said]
+        if self.overheard_by is not None:
+            self.overheard_by(items)
         return told
 
     def finish(self, source: str) -> list[Said]:
@@ -142,6 +165,12 @@ class Pipeline:
                 inspect=self._inspect,
             )
         return self._listeners[source]
+
+    def _examine(self, heard: Sequence[Heard]) -> None:
+        """Fill in what the front end and the model make of windows."""
+        for source in {one.window.source for one in heard}:
+            self._add_features(source, [one for one in heard if one.window.source == source])
+        self._ask_model([one for one in heard if one.fault is None])
 
     def _add_features(self, source: str, heard: Sequence[Heard]) -> None:
         """Fill in the log mel of one source's windows."""

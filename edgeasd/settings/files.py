@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def read_secret(path: Path, *, setting: str, shared_ok: bool) -> str:
     if not secret or any(ord(char) < 32 for char in secret):
         raise SettingsError(f"{setting}: {path} does not hold one line of text")
     return secret
+
+
+def refuse_shared(path: Path, *, setting: str) -> None:
+    """Refuse a secret file, read by others than us, that everybody may read; whether it exists is for them to find."""
+    with suppress(OSError):
+        if path.stat().st_mode & stat.S_IROTH:
+            raise SettingsError(f"{setting}: {path} can be read by everybody; chmod 600 it")
 
 
 def _read_text(path: Path, *, max_bytes: int, setting: str = "config") -> tuple[str, int]:

@@ -15,7 +15,7 @@ from pydantic_settings import SettingsError as EnvironmentValueError
 
 from edgeasd.errors import SettingsError
 from edgeasd.settings.complaints import complaint
-from edgeasd.settings.files import KeyPath, read_config, read_secret
+from edgeasd.settings.files import KeyPath, read_config, read_secret, refuse_shared
 from edgeasd.settings.model import Settings
 from edgeasd.settings.mqtt import expand_url
 
@@ -36,6 +36,7 @@ _READ_CREDENTIALS = ("username", "password")
 _FILE_SETTINGS: tuple[KeyPath, ...] = (
     ("bundle",),
     ("state_dir",),
+    ("trusted_keys_dir",),
     *(("mqtt", key) for key in ("ca_file", "cert_file", "key_file", "password_file")),
 )
 """Paths in a configuration file are relative to that file."""
@@ -127,7 +128,7 @@ def resolve_settings(
     except ValidationError as exc:
         lines = [complaint(error, model=Settings, where=origin) for error in exc.errors(include_url=False)]
         raise InvalidSettingsError(lines) from None  # the cause would carry the values, and with them a password
-    return Resolved(settings=_with_password(settings, places), config=config, origin=origin)
+    return Resolved(settings=_with_secrets(settings, places), config=config, origin=origin)
 
 
 def _flags(overrides: Mapping[str, Any]) -> _Layer:
@@ -246,10 +247,15 @@ def _holds(values: Any, path: Sequence[str | int]) -> bool:
     return True
 
 
-def _with_password(settings: Settings, places: Places) -> Settings:
-    path = settings.mqtt.password_file
+def _with_secrets(settings: Settings, places: Places) -> Settings:
+    path, key_path = settings.mqtt.password_file, settings.mqtt.key_file
+    if key_path is not None and not _is_credential(key_path, places):
+        refuse_shared(key_path, setting="mqtt.key_file")
     if path is None:
         return settings
-    shared_ok = any(path.is_relative_to(directory) for directory in places.credential_dirs)
-    password = SecretStr(read_secret(path, setting="mqtt.password_file", shared_ok=shared_ok))
+    password = SecretStr(read_secret(path, setting="mqtt.password_file", shared_ok=_is_credential(path, places)))
     return settings.model_copy(update={"mqtt": settings.mqtt.model_copy(update={"password": password})})
+
+
+def _is_credential(path: Path, places: Places) -> bool:
+    return any(path.is_relative_to(directory) for directory in places.credential_dirs)

@@ -143,6 +143,8 @@ class Settings(BaseSettings):
     """Where the outbox and the site calibration live. Default: $STATE_DIRECTORY, else ~/.local/state/edgeasd."""
     bundle: BundlePath | None = Field(default=None, examples=["/etc/edgeasd/model.edgeasd"])
     """Model to run. Default: none, the untrained second opinion judges alone."""
+    trusted_keys_dir: AnyPath = Path("/etc/edgeasd/trust.d")
+    """Public keys, files NAME.pub. Where it holds one, or is set, only bundles signed by one of them are loaded."""
     engine: Literal["auto", "onnx", "torch", "tensorrt"] = "auto"
     """What runs the model."""
     sources: tuple[SourceSettings, ...] = Field(default=(), max_length=_MAX_SOURCES)

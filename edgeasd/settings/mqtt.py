@@ -67,7 +67,7 @@ class MqttSettings(Section):
     cert_file: AnyPath | None = Field(default=None, examples=["/etc/edgeasd/client.pem"])
     """Client certificate. Credential: mqtt-client-cert."""
     key_file: AnyPath | None = Field(default=None, examples=["/etc/edgeasd/client.key"])
-    """Key of the client certificate. Credential: mqtt-client-key."""
+    """Key of the client certificate. Refused when everybody may read it. Credential: mqtt-client-key."""
     username: Text | None = Field(default=None, examples=["edgeasd"])
     """User name. Credential: mqtt-username."""
     password: SecretStr | None = None
@@ -80,10 +80,13 @@ class MqttSettings(Section):
     """First level of every topic: BASE/NODE/SOURCE/score."""
     client_id: Text | None = Field(default=None, examples=["edgeasd-w097"])
     """Name of this client, unique at the broker. Default: edgeasd- and the node's name."""
-    keepalive_s: int = Field(default=30, ge=5, le=3600)
-    """Silence after which the broker calls the node lost, about one and a half times this."""
+    keepalive_s: int = Field(default=20, ge=5, le=3600)
+    """Silence after which the line is tried. The broker gives up after 1.5 times this, the node after twice this."""
     scores: Literal["window", "second", "off"] = "window"
     """Which scores are sent: one per window, the highest of each second, or none. Events are always sent."""
+
+    commands: bool = False
+    """Take commands from the broker: thresholds, sources on and off, feedback. Let only those write who may."""
 
     @property
     def address(self) -> tuple[str, int] | None:

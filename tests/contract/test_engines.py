@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,3 +146,18 @@ def test_an_engine_that_is_not_there_names_the_extra_it_takes(bundle: Bundle, ki
 def test_every_kind_that_can_be_asked_for_is_tested_here() -> None:
     assert set(get_args(EngineKind)) == {"auto", *BUILT, *EXTRAS}
     assert (N_ROWS, N_FRAMES) == (8, 5)
+
+
+def test_the_onnx_engine_tells_nobody_of_its_use(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path / "small.edgeasd")
+    home = tmp_path / "home"
+    home.mkdir()
+    code = f"""
+from pathlib import Path
+from edgeasd.bundle import read_bundle
+from edgeasd.engine import open_engine
+open_engine(read_bundle(Path({str(path)!r})), "onnx").close()
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("ORT_", "XDG_"))}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={**environment, "HOME": str(home)})
+    assert list(home.rglob("*")) == []  # ONNX Runtime's telemetry begins with a device id and a database in ~/.cache

@@ -275,8 +275,8 @@ def wait_for(condition: Callable[[], object], *, what: str, timeout_s: float) ->
         pause.wait(0.01)
 
 
-def make_certificates(directory: Path) -> Certificates:
-    """Write a new authority and what it signs."""
+def make_certificates(directory: Path, *, host: str = "localhost", expired: bool = False) -> Certificates:
+    """Write a new authority and what it signs: for `host` on loopback, valid until tomorrow or until yesterday."""
     directory.mkdir(parents=True, exist_ok=True)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edgeasd test authority")])
@@ -291,29 +291,37 @@ def make_certificates(directory: Path) -> Certificates:
     ):
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-        certificate.write_bytes(_certificate(name, key, issuer=ca_name, issuer_key=ca_key))
+        signed = _certificate(name, key, issuer=ca_name, issuer_key=ca_key, host=host, valid_days=-1 if expired else 1)
+        certificate.write_bytes(signed)
         key_file.write_bytes(
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             )
         )
+        key_file.chmod(0o600)
     return files
 
 
 def _certificate(
-    subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, issuer: x509.Name, issuer_key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    *,
+    issuer: x509.Name,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    host: str = "localhost",
+    valid_days: int = 1,
 ) -> bytes:
     now = dt.datetime.now(dt.UTC)
-    loopback = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] if host == "localhost" else []
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_before(now - dt.timedelta(days=2))
+        .not_valid_after(now + dt.timedelta(days=valid_days))
         .add_extension(x509.BasicConstraints(ca=subject == issuer, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(loopback), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host), *addresses]), critical=False)
     )
     return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

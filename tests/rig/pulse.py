@@ -19,6 +19,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeasd.capture.portaudio import SHARED
+
 _PROGRAMS = {"pulseaudio": "pulseaudio", "pacat": "pulseaudio-utils", "pactl": "pulseaudio-utils"}
 
 
@@ -80,7 +82,7 @@ class PulseMicrophone:
 
     def unplug(self) -> None:
         """Kill the server: every stream from it breaks."""
-        self._silence()
+        self.silence()
         if self._server is not None:
             self._server.kill()
             self._server.wait()
@@ -96,14 +98,28 @@ class PulseMicrophone:
         assert self._server is not None
         self._server.send_signal(signal.SIGCONT)
 
-    def play(self, samples: NDArray[np.float32], rate_hz: int) -> subprocess.Popen[bytes]:
-        """Begin to play float samples, shape (n,) or (n, channels), into the microphone; return the player."""
+    def take_away(self) -> None:
+        """Take the microphone from a server that goes on: streams move to another one if there is one, else break."""
+        for line in self._ask("list", "short", "modules").splitlines():
+            number, _, rest = line.partition("\t")
+            if f"sink_name={self.name} " in rest:
+                self._ask("unload-module", number)
+
+    def put_back(self, name: str | None = None) -> None:
+        """Give the server the microphone again, or another one."""
+        self._ask("load-module", "module-null-sink", f"sink_name={name or self.name}", *self._format.split())
+
+    def play(self, samples: NDArray[np.float32], rate_hz: int, *, into: str | None = None) -> subprocess.Popen[bytes]:
+        """Begin to play float samples, shape (n,) or (n, channels), into the microphone; return the player.
+
+        `into` names another microphone of the same server.
+        """
         raw = self._folder / f"{self.name}-{len(self._players)}.raw"
         raw.write_bytes(np.asarray(samples, dtype="<f4").tobytes())
         n_channels = 1 if samples.ndim == 1 else samples.shape[1]
         player = subprocess.Popen(
             [
-                *("pacat", "--playback", f"--server=unix:{self.socket}", f"--device={self.name}"),
+                *("pacat", "--playback", f"--server=unix:{self.socket}", f"--device={into or self.name}"),
                 *(f"--rate={rate_hz}", "--format=float32le", f"--channels={n_channels}", "--latency-msec=50"),
                 str(raw),
             ],
@@ -112,7 +128,8 @@ class PulseMicrophone:
         self._players.append(player)
         return player
 
-    def _silence(self) -> None:
+    def silence(self) -> None:
+        """Stop whatever plays: the microphone hears zeros."""
         for player in self._players:
             player.kill()
             player.wait()
@@ -122,8 +139,11 @@ class PulseMicrophone:
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(self.socket)) != 0:
                 return False
-        ask = ["pactl", f"--server=unix:{self.socket}", "list", "short", "sources"]
-        return f"{self.name}.monitor" in subprocess.run(ask, capture_output=True, text=True, check=False).stdout
+        return f"{self.name}.monitor" in self._ask("list", "short", "sources")
+
+    def _ask(self, *words: str) -> str:
+        command = ["pactl", f"--server=unix:{self.socket}", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
 class PulseRig:
@@ -152,6 +172,7 @@ class PulseRig:
         (self._folder / "home/.asoundrc").write_text(rc)
         self._before = {key: os.environ.get(key) for key in self.environment}
         os.environ.update(self.environment)
+        SHARED.outdate()  # of this process: its list is that of another world
         if self._plugged:
             for microphone in self.microphones.values():
                 microphone.plug()

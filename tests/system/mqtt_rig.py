@@ -94,12 +94,6 @@ def wait_connected(publisher: MqttPublisher) -> None:
     wait_for(lambda: publisher.stats().connected, what="a connection", timeout_s=10.0)
 
 
-def quarantined(state: Path) -> list[tuple[str, str]]:
-    with Outbox(state) as outbox:
-        rows = outbox._database._db.execute("SELECT topic, reason FROM quarantine ORDER BY row").fetchall()
-    return [(topic, reason) for topic, reason in rows]
-
-
 def padded(name: str, n_bytes: int) -> Message:
     message = event(name)
     assert not isinstance(message.payload, str)

@@ -43,8 +43,8 @@ def _stages(findings: Iterator[Finding]) -> list[tuple[str, str]]:
 @needs_mosquitto
 def test_a_good_broker_passes_every_stage(tmp_path: Path) -> None:
     with Broker(tmp_path) as broker:
-        stages = _stages(check_broker(_settings(tmp_path, {"url": broker.url})))
-    assert stages == [("dns", "ok"), ("tcp", "ok"), ("connect", "ok"), ("publish", "ok")]
+        stages = _stages(check_broker(_settings(tmp_path, {"url": broker.url, "commands": True})))
+    assert stages == [("dns", "ok"), ("tcp", "ok"), ("connect", "ok"), ("publish", "ok"), ("commands", "ok")]
 
 
 @needs_mosquitto

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import threading
@@ -15,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from edgeasd.publish.message import Kind, Parcel
 from edgeasd.publish.mqtt import MqttPublisher
 from edgeasd.publish.outbox import Outbox, OutboxLimits
 from edgeasd.records import Fault, Level
@@ -102,33 +100,6 @@ def test_frozen_broker_is_noticed_by_its_missing_acknowledgements(tmp_path: Path
         events = subscriber.wait(lambda all_: len(names(all_)) == 2, suffix="/event")
         wait_for(lambda: publisher.stats().stalls == 0, what="the all-clear", timeout_s=5.0)
     assert_copies_share_their_id(events)
-
-
-def test_backlog_drains_fast_and_an_event_does_not_wait_for_it(tmp_path: Path) -> None:
-    n_scores = 3000
-    with Broker(tmp_path / "broker", BrokerSetup(lines=("max_queued_messages 0",))) as broker:
-        target = broker.target
-        with Outbox(tmp_path / "state") as outbox:
-            backlog = [
-                Parcel(
-                    "edgeasd/w097/mic0/score", Kind.SCORE, json.dumps({"seq": n, "late": False}).encode(), id=f"u:0:{n}"
-                )
-                for n in range(n_scores)
-            ]
-            assert outbox.put(backlog, durable=False)
-        with Subscriber(broker.port) as subscriber, publishing(target, tmp_path / "state") as publisher:
-            began_s = time.monotonic()
-            subscriber.wait(lambda all_: len(all_) >= n_scores // 4, suffix="/score", timeout_s=15.0)
-            asked_s = time.monotonic()
-            publisher.publish(event("fresh"))
-            subscriber.wait(len, suffix="/event")
-            waited_s = time.monotonic() - asked_s
-            scores = subscriber.wait(lambda all_: len(all_) >= n_scores, suffix="/score", timeout_s=15.0)
-            took_s = time.monotonic() - began_s
-            wait_for(lambda: publisher.stats().spool_rows == 0, what="an empty outbox", timeout_s=5.0)
-    assert [each.json["seq"] for each in scores] == list(range(n_scores))
-    assert waited_s < 2.0
-    assert n_scores / took_s > 200
 
 
 def test_full_outbox_gives_up_scores_says_so_and_keeps_events(tmp_path: Path) -> None:

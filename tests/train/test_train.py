@@ -143,6 +143,19 @@ def test_the_same_seed_gives_the_same_model_and_another_seed_another(trained: Tr
     assert digests[0][0] != digests[2][0]
 
 
+def test_the_held_out_share_is_learned_from_where_the_recipe_says_so(trained: Trained, tmp_path: Path) -> None:
+    n_windows = []
+    for learned in ("false", "true"):
+        recipe = load_recipe(overrides=["data.end_s=40", f"data.held_out_learned={learned}", *QUICK])
+        output = tmp_path / f"{learned}.edgeasd"
+        report = train([trained.recording], output=output, recipe=recipe, cache_dir=trained.cache_dir)
+        n_windows.append((report.n_train_windows, report.n_held_out_windows))
+        assert ("learned from as well" in read_bundle(output).card) is (learned == "true")
+    (apart, held_out), (together, still_held_out) = n_windows
+    assert together == len(range(0, 40 * RATE_HZ - RATE_HZ + 1, RATE_HZ // 10)) > apart
+    assert still_held_out == held_out
+
+
 def test_several_short_recordings_train_and_a_bad_one_is_listed(
     tmp_path: Path, make_soundscape: MakeSoundscape
 ) -> None:

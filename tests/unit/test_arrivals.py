@@ -77,7 +77,15 @@ def test_frame_of_the_present_keeps_to_the_clock() -> None:
     assert arrivals.frame_at(10 * S + S // 20) == 2 * BLOCK
 
 
-@pytest.mark.parametrize("rate", [1.01, 3.0, 0.95, 0.919])
+def test_what_a_reopened_stream_delivers_early_does_not_move_the_present() -> None:
+    arrivals = Arrivals(RATE_HZ, block_ms=100)
+    arrivals.start(BLOCK, 10 * S)
+    arrivals.start(BLOCK + 5 * RATE_HZ, 15 * S)  # its first block had been held up: the next three come at once
+    assert arrivals.observe(4 * BLOCK + 5 * RATE_HZ, 15 * S) == 0
+    assert arrivals.frame_at(16 * S) == BLOCK + 6 * RATE_HZ
+
+
+@pytest.mark.parametrize("rate", [1.01, 1.006, 3.0, 0.95, 0.919])
 def test_a_card_at_another_rate_is_found_out_in_a_minute(rate: float) -> None:
     arrivals = Arrivals(RATE_HZ, block_ms=100)
     losses(arrivals, [0.0] * round(620 * rate), rate=rate)

@@ -16,6 +16,8 @@ def test_a_loop_that_no_longer_turns_is_not_healthy(tmp_path: Path) -> None:
     reporter = SimpleNamespace(
         publisher=SimpleNamespace(stats=lambda: PublisherStats(connected=True, protocol="5")),
         realtime_factor=lambda _line: 500.0,
+        bundle_label="small@abcdef",
+        engine_name="onnx",
     )
     exporter = Exporter(
         Metrics(version="0", bundle=None, backend=None),

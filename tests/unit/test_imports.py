@@ -15,7 +15,7 @@ from tests.small_bundle import write_small_bundle
 
 BLOCKED = ("torch", "torchaudio", "lightning", "pytorch_lightning", "tensorrt", "edgeasd_train")
 HEAVY = (*BLOCKED, "numpy", "scipy", "onnxruntime", "sounddevice", "soundfile", "soxr", "paho", "pydantic", "yaml",
-         "rich", "prometheus_client", "asyncio")  # fmt: skip
+         "cryptography", "rich", "prometheus_client", "asyncio")  # fmt: skip
 
 BLOCKER = f"""
 import sys

@@ -41,6 +41,7 @@ class Publishing:
     spool_rows: int = 3
     dropped: int = 1
     quarantined: int = 4
+    commands_refused: int = 5
 
 
 class Probe:
@@ -129,6 +130,7 @@ def test_figures_of_capture_publisher_and_node_show_once_they_are_known(probe: P
         "mqtt_spool_messages": 3,
         "mqtt_spool_dropped_total": 1,
         "mqtt_quarantined_total": 4,
+        "mqtt_commands_refused_total": 5,
         "realtime_factor": 800,
         "disk_free_bytes": 10**9,
     }

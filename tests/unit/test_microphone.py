@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from edgeasd.capture.alsa import Alsa
@@ -18,113 +13,7 @@ from edgeasd.capture.source import SourceSpec
 from edgeasd.capture.stream import AppearedError, open_stream
 from edgeasd.errors import UnavailableError
 from edgeasd.records import AudioBlock, Gap, LossReason
-
-S = 1_000_000_000
-
-
-class FakeError(Exception):
-    """As sounddevice.PortAudioError: a text and a code."""
-
-
-class FakeStream:
-    """A stream whose reads take no time, but move the clock on by what they read."""
-
-    def __init__(self, card: FakeCard, *, channels: int, samplerate: int, **others: Any) -> None:
-        card.asked.append((channels, samplerate))
-        if card.open_error is not None:
-            raise card.open_error
-        if samplerate not in card.rates_hz:
-            raise FakeError("Invalid sample rate", -9997)
-        self._card, self._n_channels, self._rate_hz = card, channels, samplerate
-
-    def start(self) -> None:
-        self._card.n_open += 1
-
-    def abort(self, ignore_errors: bool) -> None:
-        self._card.n_open -= 1
-
-    def close(self, ignore_errors: bool) -> None:
-        pass
-
-    def read(self, n_frames: int) -> tuple[bytes, bool]:
-        card = self._card
-        card.n_reads += 1
-        if card.n_reads in card.gone_at:
-            raise FakeError("Unanticipated host error", -9999)
-        delivered_hz = self._rate_hz * card.speed if self._rate_hz in card.wrong_rates_hz else self._rate_hz
-        card.now_ns += round(n_frames * S / delivered_hz) + round(card.lost_s_at.get(card.n_reads, 0) * S)
-        samples = np.tile(np.arange(self._n_channels, dtype=np.float32), (n_frames, 1))
-        return samples.tobytes(), card.n_reads in card.overflow_at
-
-
-@dataclass
-class FakeCard:
-    """A sounddevice module with one card, and the clock its streams move."""
-
-    rates_hz: tuple[int, ...] = (16_000,)
-    name: str = "card (hw:0,0)"
-    max_channels: int = 2
-    speed: float = 1.0
-    wrong_rates_hz: tuple[int, ...] = ()
-    overflow_at: tuple[int, ...] = ()
-    gone_at: tuple[int, ...] = ()
-    lost_s_at: dict[int, float] = field(default_factory=dict)
-    open_error: FakeError | None = None
-    asked: list[tuple[int, int]] = field(default_factory=list)
-    n_reads: int = 0
-    n_open: int = 0
-    n_initialised: int = 1
-    now_ns: int = 1000 * S
-    PortAudioError = FakeError
-
-    def pause(self, event: threading.Event, seconds: float) -> None:
-        if not event.is_set():
-            self.now_ns += round(seconds * S)
-
-    def RawInputStream(self, **options: Any) -> FakeStream:  # noqa: N802  # as sounddevice spells it
-        return FakeStream(self, **options)
-
-    def query_hostapis(self) -> list[dict[str, Any]]:
-        return [{"name": "ALSA", "default_input_device": 0}]
-
-    def query_devices(self) -> list[dict[str, Any]]:
-        return [{"name": self.name, "hostapi": 0, "max_input_channels": self.max_channels, "default_samplerate": 48e3}]
-
-    def _terminate(self) -> None:
-        assert self.n_open == 0, "terminating PortAudio closes the streams of others"
-        self.n_initialised -= 1
-
-    def _initialize(self) -> None:
-        self.n_initialised += 1
-
-
-def listen(
-    card: FakeCard, tmp_path: Path, *, until: Callable[[MicrophoneSource, AudioBlock | Gap], bool], **options: Any
-) -> tuple[list[AudioBlock | Gap], MicrophoneSource]:
-    """Take what the source gives until it is told to close; check that the indices add up."""
-    spec = SourceSpec(**{"name": "mic", "device": "card", "rate_hz": 16_000, **options})
-    audio = PortAudio(load=lambda: card, probe=list)
-    alsa = Alsa(tmp_path, tmp_path, tmp_path)
-    source = MicrophoneSource(spec, audio=audio, alsa=alsa, monotonic_ns=lambda: card.now_ns, pause=card.pause)
-    items = []
-    frame = 0
-    for item in source.blocks():
-        assert item.first_frame == frame
-        frame += len(item.samples) if isinstance(item, AudioBlock) else item.n_frames
-        items.append(item)
-        if until(source, item):
-            source.close()
-    assert card.n_open == 0
-    assert card.n_initialised == 1
-    return items, source
-
-
-def gaps(items: list[AudioBlock | Gap]) -> Iterator[tuple[int, int, LossReason]]:
-    return ((item.first_frame, item.n_frames, item.reason) for item in items if isinstance(item, Gap))
-
-
-def after_reads(card: FakeCard, n_reads: int) -> Callable[[MicrophoneSource, AudioBlock | Gap], bool]:
-    return lambda _source, _item: card.n_reads >= n_reads
+from tests.fake_card import FakeCard, FakeError, FakeStream, S, after_reads, gaps, listen
 
 
 def test_a_healthy_card_has_no_gaps(tmp_path: Path) -> None:

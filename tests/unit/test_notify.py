@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgeasd.health.notify import Notifier, watchdog_interval_s
+from edgeasd.health.notify import Notifier, watchdog_s
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -31,13 +32,15 @@ def test_states_arrive_as_systemd_reads_them(systemd: tuple[str, socket.socket])
     notifier.watchdog()
     notifier.stopping()
     notifier.extend_timeout(12.5)
-    assert [receiver.recv(4096).decode() for _ in range(6)] == [
+    notifier.stuck("publishing stands still")
+    assert [receiver.recv(4096).decode() for _ in range(7)] == [
         "READY=1",
         "READY=1\nSTATUS=listening to mic0",
         "STATUS=mic0: 0.4 READY=1",
         "WATCHDOG=1",
         "STOPPING=1",
         "EXTEND_TIMEOUT_USEC=12500000",
+        "WATCHDOG=trigger\nSTATUS=publishing stands still",
     ]
 
 
@@ -67,6 +70,20 @@ def test_supervisor_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
         assert time.monotonic() - began_s < 5.0
 
 
-def test_watchdog_is_fed_at_half_its_time() -> None:
-    assert watchdog_interval_s("30000000") == 15.0
-    assert [watchdog_interval_s(usec) for usec in (None, "", "0", "soon", "-5")] == [None] * 5
+def test_systemd_says_how_long_it_waits_for_progress() -> None:
+    assert watchdog_s("30000000") == 30.0
+    assert [watchdog_s(usec) for usec in (None, "", "0", "soon", "-5")] == [None] * 5
+
+
+def test_more_time_is_asked_for_while_something_long_is_done(
+    systemd: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, receiver = systemd
+    monkeypatch.setattr("edgeasd.health.notify._ASK_EVERY_S", 0.01)
+    with Notifier(name).patience("building an engine"):
+        said = [receiver.recv(4096).decode() for _ in range(3)]
+    assert said == ["STATUS=building an engine", *["EXTEND_TIMEOUT_USEC=30000000"] * 2]
+    n_threads = threading.active_count()
+    with pytest.raises(ValueError, match="no engine"), Notifier(name).patience("fails", limit_s=0.0):
+        raise ValueError("no engine")
+    assert threading.active_count() == n_threads

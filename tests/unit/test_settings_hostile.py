@@ -105,6 +105,12 @@ def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
     "text",
     [
         "windows: {hop_s: -1}",
+        "windows: {hop_s: 0}",
+        "windows: {hop_s: 61}",
+        "windows: {hop_s: .nan}",
+        "windows: {max_backlog_s: 1e9}",
+        "alarm: {false_alarms: nan/day}",
+        "alarm: {release_s: .nan}",
         "windows: {hop_s: 1e400}",
         "windows: {hop_s: .inf}",
         "windows: {max_backlog_s: 99999999999999999999}",
@@ -113,6 +119,8 @@ def test_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
         "mqtt: {base_topic: '{0.__class__}'}",
         'mqtt: {client_id: "a\\0b"}',
         "mqtt: {keepalive_s: 5.5}",
+        "bundle: ../../../etc/passwd",
+        'bundle: "model\\0.edgeasd"',
         "node: {name: ../x}",
         "node: {name: 'a/b'}",
         "log: {level: ''}",
@@ -262,36 +270,7 @@ GOOD = st.fixed_dictionaries(
 
 
 @given(values=GOOD)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_what_is_written_is_what_is_read(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     path = _config(tmp_path_factory.mktemp("round"), yaml.safe_dump(values, allow_unicode=True, width=10_000))
     assert _load(path) == resolve_settings(None, None, places=NOWHERE).settings.model_validate(values)
-
-
-@given(content=st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
-@settings(max_examples=200, deadline=None)
-def test_any_bytes_give_settings_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    _settings_or_line(_config(tmp_path_factory.mktemp("fuzz"), content))
-
-
-_JUNK: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@given(values=st.dictionaries(st.sampled_from([*Settings.model_fields, "x"]), _JUNK, max_size=4))
-@settings(max_examples=200, deadline=None)
-def test_any_tree_gives_settings_or_one_line(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
-    _settings_or_line(_config(tmp_path_factory.mktemp("tree"), yaml.safe_dump(values)))
-    _settings_or_line(None, values)
-
-
-def _settings_or_line(path: Path | None, flags: dict[str, Any] | None = None) -> None:
-    line = ""
-    try:
-        resolve_settings(path, flags, places=NOWHERE)
-    except SettingsError as exc:
-        line = str(exc)
-    assert line.isprintable()

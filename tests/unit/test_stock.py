@@ -105,6 +105,38 @@ def test_scores_are_spilled_in_batches(outbox: Outbox) -> None:
     assert outbox.depth() == 74
 
 
+def test_scores_that_a_slow_broker_does_not_take_are_spilled_after_five_seconds(outbox: Outbox) -> None:
+    clock, crowded = [0.0], []
+    stock = Stock(outbox, max_waiting=1000, monotonic_s=lambda: clock[0])
+    for number, clock[0] in enumerate((0.0, 3.0, 6.0)):  # memory is empty in between: nothing has waited
+        stock.offer(parcel(number), connected=True)
+        crowded.append(stock.crowded)
+        drain(stock)
+    for number in (11, 12, 13):
+        stock.offer(parcel(number), connected=True)
+    assert stock.next() == parcel(11)
+    clock[0] = 11.5
+    crowded.append(stock.crowded)
+    stock.spill()
+    crowded.append(stock.crowded)
+    assert held(outbox) == ["u:1:12", "u:1:13"]
+    assert crowded == [False, False, False, True, False]
+
+
+def test_disk_that_refuses_is_left_alone_for_a_moment(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+    clock = [0.0]
+    monkeypatch.setattr(outbox, "put", lambda parcels, **_: attempts.append(len(parcels)))
+    stock = Stock(outbox, max_waiting=1000, monotonic_s=lambda: clock[0])
+    for each in scores(*range(1, 71)):
+        stock.offer(each, connected=False)
+        stock.spill()
+    clock[0] = 1.1
+    stock.spill()
+    assert attempts == [64, 70]
+    assert ids(drain(stock)) == ids(scores(*range(1, 71)))
+
+
 def test_what_is_only_worth_sending_at_once_is_discarded_and_counted_without_a_connection(outbox: Outbox) -> None:
     stock = Stock(outbox, max_waiting=10)
     level = Parcel("l", Kind.LEVEL, b"{}", qos=0)

@@ -16,8 +16,9 @@ from edgeasd.clock import FrameClock
 from edgeasd.errors import SettingsError
 from edgeasd.publish.identity import Identity
 from edgeasd.publish.intake import Intake
-from edgeasd.publish.message import GapRecord, Kind, Message, NodeHealth, NodeInfo, PublisherStats
-from edgeasd.publish.wire import Wire, encode, marked_late, utc_text
+from edgeasd.publish.message import GapRecord, Kind, Message, ModelInfo, NodeHealth, NodeInfo, Override, PublisherStats
+from edgeasd.publish.payload import encode, marked_late, utc_text
+from edgeasd.publish.wire import Wire
 from edgeasd.records import Band, Confirmation, Event, EventType, Fault, Level, Opinion, Score, StateNotice
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wire"
@@ -52,7 +53,15 @@ EVENT = Event(
     confirmed=True,
 )
 STATS = PublisherStats(
-    connected=True, protocol="5", reconnects=2, published=81_234, in_flight=1, spool_rows=3, quarantined=1
+    connected=True,
+    protocol="5",
+    reconnects=2,
+    published=81_234,
+    in_flight=1,
+    spool_rows=3,
+    quarantined=1,
+    commands=4,
+    commands_refused=2,
 )
 
 
@@ -88,6 +97,10 @@ def messages() -> dict[str, Message]:
         sources=("mic0", "mic1"),
         mqtt_protocol="5",
         warnings=("calibration extrapolated 40x",),
+        overrides={"mic0": Override(threshold=3.5), "mic1": Override(enabled=False)},
+        model=ModelInfo(
+            3, "installed", "it was installed", "hall (key 0123456789abcdef)", on_trial=True, shadow={"windows": 60}
+        ),
     )
     health = NodeHealth(
         uptime_s=3600.0,
@@ -122,6 +135,7 @@ def messages() -> dict[str, Message]:
         "fault_over": fault_over,
         "fault_over_attributes": fault_over_attributes,
         "threshold": WIRE.threshold("mic0", 9.5),
+        "enabled": WIRE.enabled("mic0", enabled=False),
         "gap": WIRE.gap(GapRecord("node:1:5", "node:1:90", 80), ts_ns=UTC_NS),
     }
 

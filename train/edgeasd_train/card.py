@@ -46,13 +46,16 @@ Recordings: {_recordings(corpus)}.
 
 
 def _learned_s(metrics: dict[str, float]) -> float:
-    return metrics["train_s"] + (metrics["held_out_s"] if metrics["folds"] else 0.0)
+    learned_all = metrics["folds"] or metrics["held_out_learned"]
+    return metrics["train_s"] + (metrics["held_out_s"] if learned_all else 0.0)
 
 
 def _unseen(metrics: dict[str, float]) -> str:
     """Return which sound the calibration rests on."""
     if metrics["folds"]:
         return f"all of it, {metrics['folds']:.0f} parts left out in turn"
+    if metrics["held_out_learned"]:
+        return f"{metrics['held_out_s']:.0f} s that it learned from as well: unseen normal sound will look rare"
     return f"{metrics['held_out_s']:.0f} s held out"
 
 

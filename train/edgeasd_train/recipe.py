@@ -74,6 +74,9 @@ class DataRecipe(_Strict):
     """Between the windows learned on; a multiple of the mel hop."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.2
     """Share kept away from training, for the calibration."""
+    held_out_learned: bool = False
+    """Learn from that share too, as the DCASE baselines do, whose split runs through every recording: more to learn
+    from, but the calibration and the held-out loss flatter. Measured detectors learn from all of it anyway, unseen."""
     held_out_hop_s: Annotated[float, Field(gt=0)] = 0.5
     """Between the windows calibrated on: best the hop of the node."""
 

@@ -109,6 +109,7 @@ def _provenance(goods: Goods) -> Provenance:
             "held_out_s": corpus.held_out_s,
             "windows": len(goods.train),
             "windows_pruned": fitted.n_pruned,
+            "held_out_learned": float(goods.recipe.data.held_out_learned),
             "folds": fitted.n_folds,
             "epochs": fitted.n_epochs,
             "steps": fitted.n_steps,

@@ -210,6 +210,8 @@ def _windows(
     sound = corpus.train, corpus.held_out
     if _is_measured(recipe) and data.held_out_list is None:  # parts are left out in turn, and all is learned from
         sound = (joined_stretches(*sound),) * 2
+    elif data.held_out_learned:
+        sound = joined_stretches(*sound), sound[1]
     train = _index(sound[0], data.train_window_frames, data.hop_s, data)
     held_out = _index(sound[1], data.window_frames, data.held_out_hop_s, data)
     if min(len(train), len(held_out)) < MIN_SCORES:  # fewer than a batch make one smaller batch

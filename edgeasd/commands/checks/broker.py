@@ -1,4 +1,4 @@
-"""Checks of the broker, stage by stage: name, line, encryption, login, publishing."""
+"""Checks of the broker, stage by stage: name, line, encryption, login, publishing, commands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import queue
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgeasd.commands.checks import Finding, Reporter
 from edgeasd.commands.client import make_client, tls_of
 from edgeasd.errors import EdgeasdError, SettingsError, UnavailableError
+from edgeasd.publish.wire import Wire
 
 if TYPE_CHECKING:
     from edgeasd.settings import Settings
@@ -81,7 +82,7 @@ def _encrypt(line: socket.socket, settings: Settings) -> Finding:
 
 
 def _log_in_and_publish(settings: Settings) -> Iterator[Finding]:
-    """Log in and publish once at QoS 1, under the node's own topics, where nobody listens."""
+    """Log in, publish once at QoS 1 under the node's own topics, where nobody listens, and listen as the node would."""
     news: queue.Queue[tuple[str, Any]] = queue.Queue(8)
     try:
         client = make_client(settings, role="check")
@@ -89,6 +90,7 @@ def _log_in_and_publish(settings: Settings) -> Iterator[Finding]:
         raise _failed("connect", str(exc), fix="check the mqtt settings", code=exc.exit_code) from exc
     client.on_connect = lambda _client, _data, _flags, reason, _properties: news.put(("connect", reason))
     client.on_publish = lambda _client, _data, _mid, reason, _properties: news.put(("publish", reason))
+    client.on_subscribe = lambda _client, _data, _mid, reasons, _properties: news.put(("commands", _worst(reasons)))
     client.on_disconnect = lambda _client, _data, _flags, reason, _properties: news.put(("disconnect", reason))
     client.connect_timeout = _PATIENCE_S
     assert settings.mqtt.address is not None
@@ -100,12 +102,20 @@ def _log_in_and_publish(settings: Settings) -> Iterator[Finding]:
         topic = f"{settings.mqtt.base_topic}/{settings.node.name}/check"
         client.publish(topic, json.dumps({"node": settings.node.name}), qos=1)
         yield _stage(news, "publish", settings, fix=f"allow this user to write {topic.rpartition('/')[0]}/#")
+        if settings.mqtt.commands:
+            filters = Wire(settings.node.name, base_topic=settings.mqtt.base_topic).command_filters
+            client.subscribe([(topic, 1) for topic in filters])
+            yield _stage(news, "commands", settings, fix=f"allow this user to read {', '.join(filters)}")
     except OSError as exc:
         raise _failed("connect", exc.strerror or str(exc), fix="check the broker's log") from exc
     finally:
         client.on_disconnect = None
         client.disconnect()
         client.loop_stop()
+
+
+def _worst(reasons: Sequence[Any]) -> Any:
+    return next((reason for reason in reasons if reason.is_failure), reasons[0])
 
 
 def _stage(news: queue.Queue[tuple[str, Any]], stage: str, settings: Settings, *, fix: str) -> Finding:
@@ -117,6 +127,8 @@ def _stage(news: queue.Queue[tuple[str, Any]], stage: str, settings: Settings, *
         raise _failed(stage, f"refused: {reason}", fix=fix)
     if stage == "connect":
         return _say.ok(stage, f"MQTT {settings.mqtt.protocol} as {settings.mqtt.username or 'anonymous'}")
+    if stage == "commands":
+        return _say.ok(stage, "subscribed; a broker may grant this and still let nothing through")
     if settings.mqtt.protocol != "5":
         fix = "set mqtt.protocol: 5 where the broker speaks it"
         return _say.warn(stage, "acknowledged, but MQTT 3.1.1 acknowledges what it refuses as well", fix=fix)

@@ -17,21 +17,24 @@ _say = Reporter("bundle")
 
 def check_bundle(settings: Settings) -> Iterator[Finding]:
     """Yield findings about the bundle and the engine that is to run it."""
-    if settings.bundle is None:
-        yield _say.ok("file", "none set: the untrained second opinion judges alone")
-        return
     from edgeasd.assembly import make_grid, novelty_spec
-    from edgeasd.bundle import read_bundle
     from edgeasd.engine import open_engine
+    from edgeasd.models.choosing import choose
 
     try:
-        bundle = read_bundle(settings.bundle)
+        choice = choose(settings)
     except EdgeasdError as exc:
-        fix = "copy the bundle again, or export it again with `edgeasd train`"
+        fix = "copy the bundle again with its signature, or export it again with `edgeasd train`"
         yield _say.fail("file", str(exc), fix=fix, exit_code=exc.exit_code)
         return
-    manifest = bundle.manifest
-    yield _say.ok("file", f"{manifest.name} version {manifest.version}, sha256 {bundle.sha256[:12]}")
+    if choice is None:
+        yield _say.ok("file", "none set: the untrained second opinion judges alone")
+        return
+    bundle, manifest = choice.bundle, choice.bundle.manifest
+    signed = f", signed by {bundle.signed_by}" if bundle.signed_by else ""
+    yield _say.ok(
+        "file", f"{manifest.name} version {manifest.version}, sha256 {bundle.sha256[:12]}{signed}: {choice.why}"
+    )
     try:
         engine = open_engine(bundle, settings.engine)
     except EdgeasdError as exc:

@@ -1,0 +1,1 @@
+"""What may be asked of a running node by command: thresholds, sources on and off, feedback; kept over restarts."""
