@@ -36,7 +36,6 @@ __all__ = [
     "Provenance",
     "check_graph",
     "read_bundle",
-    "replace_file",
     "write_bundle",
 ]
 

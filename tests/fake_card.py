@@ -34,6 +34,7 @@ class FakeStream:
         if samplerate not in card.rates_hz:
             raise FakeError("Invalid sample rate", -9997)
         self._card, self._n_channels, self._rate_hz = card, channels, samplerate
+        self._n_available = samplerate
 
     def start(self) -> None:
         self._card.n_open += 1
@@ -44,10 +45,15 @@ class FakeStream:
     def close(self, ignore_errors: bool) -> None:
         pass
 
-    read_available = 0
+    @property
+    def read_available(self) -> int:
+        """Return a block or more when asked for one, and nothing behind the block that was read last."""
+        n_frames, self._n_available = self._n_available, self._rate_hz
+        return n_frames
 
     def read(self, n_frames: int) -> tuple[bytes, bool]:
         card = self._card
+        self._n_available = 0
         card.n_reads += 1
         if card.n_reads in card.gone_at:
             raise FakeError("Unanticipated host error", -9999)

@@ -218,7 +218,8 @@ class MicrophoneSource:
             return
         if self._server is not None:
             self._server.close()
-        self._server, self._server_device = self._server_of(device_name), device_name
+        with self._audio.call():
+            self._server, self._server_device = self._server_of(device_name), device_name
 
     def _refuse_rate(self, stream: InputStream, error: float) -> None:
         self._refused_rates_hz.add(stream.native_rate_hz)

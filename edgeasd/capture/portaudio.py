@@ -6,6 +6,11 @@ time costs some 13 kB that PortAudio 19.6 never gives back, and a microphone may
 that is missing from the list is looked for by a child process with a PortAudio of its own; only when the child sees it
 are the open streams recalled: each closes at its next block, PortAudio is initialised anew, and all open again. That
 costs the healthy ones a gap of a second or two, once, and is in their ledger.
+
+No two threads may be inside PortAudio at the same time, not even with a stream each: its ALSA part keeps the result of
+every call it makes in one variable of the process and reads it once more on its way out. A read that goes well in one
+thread so turns an opening that fails in another one into a success without a device, and the process is aborted, or
+jumps into freed memory. Reading by the block waits for its sound outside (see InputStream).
 """
 
 from __future__ import annotations
@@ -80,7 +85,7 @@ def probe_names() -> list[str]:
 
 
 class PortAudio:
-    """Guards PortAudio: one opening, closing or initialising at a time; reading is free.
+    """Guards PortAudio: one call at a time, be it opening, reading, closing or initialising.
 
     State: how many streams are open, whether they are recalled, and whether the list of devices is out of date.
     """
@@ -141,13 +146,19 @@ class PortAudio:
             except sounddevice.PortAudioError as error:
                 raise UnavailableError(f"PortAudio does not answer ({error_text(error)})") from error
 
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Give PortAudio, or ALSA's configuration which it holds, to one thread for a call that does not wait."""
+        with self._lock:
+            yield
+
     def opened(self) -> None:
         """Count a stream that was opened inside a session."""
         assert self._lock.locked()
         self._n_open += 1
 
     def close(self, stream: Any) -> None:
-        """Stop and close a stream; may block for as long as the sound system hangs."""
+        """Stop and close a stream; may block, and with it the others, for as long as the sound system hangs."""
         with self._lock:
             try:
                 stream.abort(ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,10 @@ _BUFFER_BLOCKS = 4
 _MAX_REAL_CHANNELS = 8
 """A device that claims more is no card but a plugin, which mixes down to as many as it is asked for."""
 _INVALID_RATE = -9997
+_SHORTEST_WAIT_S = 0.025
+"""A sound server gives its sound in driblets: to ask for each costs more than the reading."""
+_NEVER = threading.Event()
+"""Waited for in place of time.sleep, which fails under libfaketime: the rig's way to make the wall clock jump."""
 
 
 class AppearedError(UnavailableError):
@@ -37,6 +42,7 @@ class InputStream:
     device_name: str
     native_rate_hz: int
     n_channels: int
+    _audio: PortAudio
     _block_frames: int
     _channel: Channel
     _error: Any
@@ -47,7 +53,10 @@ class InputStream:
         UnavailableError when the device is gone.
         """
         try:
-            raw, overflowed = self.raw.read(self._block_frames)
+            while (missing_s := self._missing_s()) > 0.0:
+                _NEVER.wait(max(_SHORTEST_WAIT_S, missing_s))
+            with self._audio.call():
+                raw, overflowed = self.raw.read(self._block_frames)
         except self._error as error:
             raise UnavailableError(f"{self.device_name}: lost ({error_text(error)})") from error
         samples = np.frombuffer(raw, dtype=np.float32)
@@ -58,10 +67,17 @@ class InputStream:
     def waiting_s(self) -> float:
         """Return how much sound has come behind the block that was read last: so much older its end is."""
         try:
-            n_frames = int(self.raw.read_available)
+            return max(0, self._available()) / self.native_rate_hz
         except self._error:
             return 0.0
-        return max(0, n_frames) / self.native_rate_hz
+
+    def _missing_s(self) -> float:
+        """Return how much sound is missing until a block is there."""
+        return (self._block_frames - self._available()) / self.native_rate_hz
+
+    def _available(self) -> int:
+        with self._audio.call():
+            return int(self.raw.read_available)
 
 
 def open_stream(
@@ -78,7 +94,7 @@ def open_stream(
             fresh = session.fresh
             listed = input_devices(session.sounddevice)
             device = _find(spec.device, listed, alsa, fresh=fresh)
-            stream = _open(device, spec, session.sounddevice, alsa=alsa, refused_rates_hz=refused_rates_hz)
+            stream = _open(device, spec, session.sounddevice, audio=audio, alsa=alsa, refused_rates_hz=refused_rates_hz)
             audio.opened()
             return stream
     except UnavailableError as trouble:
@@ -116,7 +132,13 @@ def _seen_by_another(wanted: str, listed: Sequence[PortDevice], audio: PortAudio
 
 
 def _open(
-    device: PortDevice, spec: SourceSpec, sounddevice: Any, *, alsa: Alsa, refused_rates_hz: Collection[int]
+    device: PortDevice,
+    spec: SourceSpec,
+    sounddevice: Any,
+    *,
+    audio: PortAudio,
+    alsa: Alsa,
+    refused_rates_hz: Collection[int],
 ) -> InputStream:
     n_channels = _channels(device, spec)
     rates_hz = [rate_hz for rate_hz in _candidates_hz(device, spec) if rate_hz not in refused_rates_hz]
@@ -136,7 +158,7 @@ def _open(
             raise _explain(device, spec, error, alsa) from error
         block_frames = max(1, rate_hz * spec.block_ms // 1000)
         return InputStream(
-            raw, device.name, rate_hz, n_channels, block_frames, spec.channel, sounddevice.PortAudioError
+            raw, device.name, rate_hz, n_channels, audio, block_frames, spec.channel, sounddevice.PortAudioError
         )
     if not rates_hz:
         raise UnavailableError(f"{spec.device}: delivered at none of its rates what it promised")

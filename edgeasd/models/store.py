@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgeasd.bundle import Bundle
-from edgeasd.disk import replace_file, sync_directory
+from edgeasd.disk import read_small, replace_file, sync_directory
 from edgeasd.errors import BundleError, CannotWriteError, TemporaryError
 from edgeasd.signing import read_signature, signature_path
 
@@ -30,6 +30,7 @@ STARTS_WITHIN_S = 600.0
 """A model on trial is given up after so many starts within this time that did not end cleanly."""
 _MEMBER = "model.edgeasd"
 _STATE = "state.json"
+_MAX_STATE_BYTES = 1 << 20
 _MAX_PASSED_OVER = 16
 
 
@@ -75,7 +76,7 @@ class ModelStore:
     def recall(self) -> Memory:
         """Return what is remembered; nothing, with a warning, when it cannot be read."""
         try:
-            return Memory.model_validate_json((self.directory / _STATE).read_bytes())
+            return Memory.model_validate_json(read_small(self.directory / _STATE, max_bytes=_MAX_STATE_BYTES))
         except FileNotFoundError:
             return Memory()
         except (OSError, ValidationError) as exc:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeasd.bundle import replace_file
+from edgeasd.disk import replace_file
 from edgeasd.publish.commands import is_threshold
 from edgeasd.publish.message import Override
 

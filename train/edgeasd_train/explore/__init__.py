@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from edgeasd.assembly import JudgeOptions
-from edgeasd.bundle import Bundle, read_bundle, replace_file
+from edgeasd.bundle import Bundle, read_bundle
 from edgeasd.capture.convert import Channel
 from edgeasd.capture.files import FileSource
+from edgeasd.disk import replace_file
 from edgeasd.engine import LIVE_OUTPUTS, Engine, open_engine
 from edgeasd.errors import CannotWriteError, InputError
 from edgeasd.records import FloatArray
