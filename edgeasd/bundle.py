@@ -150,7 +150,7 @@ def _read_file(path: Path) -> bytes:
             file.seek(max(0, status.st_size - _END_OF_ZIP_BYTES))
             _check_end(file.read(), n_bytes=status.st_size)  # before a large file that is no bundle is read
             file.seek(0)
-            return file.read(_MAX_BUNDLE_BYTES)
+            return file.read(status.st_size + 1)  # as much as is asked for is allocated at once
     except OSError as exc:
         raise BundleError(f"cannot be read: {exc.strerror}") from exc
 

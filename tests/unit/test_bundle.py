@@ -153,3 +153,20 @@ def same_arrays(bundle: Bundle, *expected: Any) -> bool:
         group.keys() == wanted.keys() and all(np.array_equal(group[name], wanted[name]) for name in wanted)
         for group, wanted in zip((bundle.golden.inputs, bundle.golden.outputs), expected, strict=True)
     )
+
+
+_READ_WITH_LITTLE_MEMORY = """
+import resource, sys
+from edgeasd.bundle import read_bundle
+used = [line for line in open("/proc/self/status") if line.startswith("VmData")][0]
+limit = (int(used.split()[1]) << 10) + (64 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+print(read_bundle(sys.argv[1]).manifest.name)
+"""
+
+
+def test_a_small_bundle_takes_little_memory(tmp_path: Path) -> None:
+    path = write_small_bundle(tmp_path / "small.edgeasd")
+    command = [sys.executable, "-c", _READ_WITH_LITTLE_MEMORY, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "small"), done.stderr
