@@ -162,7 +162,7 @@ class Reporter:
             realtime_factor=self.realtime_factor(line),
             backlog_s=max((track.reader.backlog_frames for track in line.tracks), default=0) / self._rate_hz,
             overruns=sum(one.gaps.get(LossReason.OVERRUN, 0) for one in stats),
-            dropped_frames=late + sum(track.ring.overwritten_frames for track in line.tracks),
+            dropped_frames=late + sum(track.reader.overwritten_frames for track in line.tracks),
             rss_bytes=_resident_bytes(),
             clock_synced=None,
             publisher=self.publisher.stats(),

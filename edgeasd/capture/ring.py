@@ -82,7 +82,10 @@ class Ring:
 
     @property
     def overwritten_frames(self) -> int:
-        """Return how many frames were overwritten before the reader had passed them."""
+        """Return how many frames were overwritten before the reader had released them.
+
+        It may have passed some of them by then: what was lost is counted by the reader.
+        """
         return self._overwritten_frames
 
     @property

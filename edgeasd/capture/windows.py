@@ -37,6 +37,12 @@ class WindowReader:
         self._covered_frame = 0  # every frame before it is accounted for
         self._follows = False
         self._late_windows = 0
+        self._overwritten_frames = 0
+
+    @property
+    def overwritten_frames(self) -> int:
+        """Return how many frames were lost because the ring was overwritten; each is in a loss that was handed out."""
+        return self._overwritten_frames
 
     @property
     def late_windows(self) -> int:
@@ -112,6 +118,8 @@ class WindowReader:
         if end_frame > self._covered_frame:
             n_frames = end_frame - self._covered_frame
             items.append(Skipped(self._source, self._covered_frame, n_frames, reason))
+            if reason is LossReason.OVERWRITTEN:
+                self._overwritten_frames += n_frames
             self._covered_frame = end_frame
         self._next_frame = end_frame
         self._follows = False

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rig.promise import Promise, all_promises
+from tests.rig.promise import Measured, Promise, all_promises
 
 
 @pytest.mark.parametrize("promise", all_promises(), ids=lambda promise: promise.number)
@@ -14,5 +14,16 @@ def test_promise_is_kept(promise: Promise, tmp_path: Path) -> None:
     reason = promise.needs()
     if reason is not None:
         pytest.skip(reason)
-    measured = promise.measure(tmp_path, promise.short)
-    assert measured.kept, f"{promise.title}: {measured.text}, promised is {promise.target}"
+    # Their targets are seconds of the clock, and machines that test are shared: what is broken is broken twice.
+    first = _tried(promise, tmp_path / "first")
+    if not first.kept:
+        second = _tried(promise, tmp_path / "second")
+        assert second.kept, f"{promise.title}: {first.text}; again: {second.text}; promised is {promise.target}"
+
+
+def _tried(promise: Promise, scratch: Path) -> Measured:
+    scratch.mkdir()
+    try:
+        return promise.measure(scratch, promise.short)
+    except (AssertionError, OSError) as exc:
+        return Measured(f"{type(exc).__name__}: {exc}", kept=False)

@@ -162,7 +162,7 @@ class _Run:
     def adds_up(self) -> bool:
         """Return whether the counters say what was dropped, and all frames are accounted for."""
         lost, track = self._books.lost, self._track
-        counted = track.reader.late_windows * _WINDOW_FRAMES + track.ring.overwritten_frames
+        counted = track.reader.late_windows * _WINDOW_FRAMES + track.reader.overwritten_frames
         in_windows = self.judge.n_windows * _WINDOW_FRAMES
         return counted == self.n_dropped and in_windows + sum(lost.values()) == track.ring.head_frame
 
