@@ -15,6 +15,12 @@ from tests.rig.pulse import PulseRig, available
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "")
 
 
+@pytest.fixture(autouse=True)
+def files_read_anew() -> None:
+    """ALSA reads its files once in a process: other tests had other ones."""
+    ctypes.CDLL("libasound.so.2").snd_config_update_free_global()
+
+
 _ASK = """
 import sys
 from edgeasd.capture.soundserver import pulse_device
