@@ -46,7 +46,7 @@ class Ring:
 
     One writer, one reader, a lock held over the copies. A gap takes an index range but no room.
     Bound: `capacity_frames` of sound in at most 256 stretches. Policy when full: "overwrite" turns the oldest unread
-    sound into a loss (OVERWRITTEN, counted in `overwritten_frames`); "wait" blocks the writer until the reader has
+    sound into a loss (OVERWRITTEN, counted by the reader); "wait" blocks the writer until the reader has
     moved on or `close` is called. Each write, gap and end rings the doorbell that all rings of a scorer share.
     """
 
@@ -64,7 +64,6 @@ class Ring:
         self._arrivals: deque[tuple[int, int]] = deque()  # (end frame, captured_ns) of each block with unread sound
         self._n_written = 0
         self._head_frame = 0
-        self._overwritten_frames = 0
         self._finished = False
         self._closed = False
 
@@ -79,14 +78,6 @@ class Ring:
         with self._lock:
             sound = self._oldest_sound()
             return self._head_frame if sound is None else sound.first_frame
-
-    @property
-    def overwritten_frames(self) -> int:
-        """Return how many frames were overwritten before the reader had released them.
-
-        It may have passed some of them by then: what was lost is counted by the reader.
-        """
-        return self._overwritten_frames
 
     @property
     def finished(self) -> bool:
@@ -215,7 +206,6 @@ class Ring:
         """Turn the unread sound before `end_address` into a loss."""
         while (sound := self._oldest_sound()) is not None and sound.address < end_address:
             n_frames = min(end_address - sound.address, sound.end_frame - sound.first_frame)
-            self._overwritten_frames += n_frames
             index = self._segments.index(sound)
             before = self._segments[index - 1] if index else None
             if before is not None and before.reason is LossReason.OVERWRITTEN:
@@ -231,9 +221,6 @@ class Ring:
     def _lose_oldest_stretch(self) -> None:
         """Join the two oldest stretches into one loss: a reader this far behind has lost them."""
         first, second = self._segments[:2]
-        for segment in (first, second):
-            if segment.reason is None:
-                self._overwritten_frames += segment.end_frame - segment.first_frame
         self._segments[:2] = [_Segment(first.first_frame, second.end_frame, LossReason.OVERWRITTEN, 0)]
         self._forget_arrivals(second.end_frame)
 

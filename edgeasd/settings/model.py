@@ -206,7 +206,7 @@ def without_effect(settings: Settings) -> tuple[str, ...]:
     if settings.metrics.port is None and "host" in settings.metrics.model_fields_set:
         lines.append("metrics.host has no effect: metrics.port is not set")
     if settings.bundle is None and "engine" in settings.model_fields_set:
-        lines.append("engine has no effect: no bundle is set")
+        lines.append("engine has no effect unless a bundle is installed: none is set")
     return tuple(lines)
 
 

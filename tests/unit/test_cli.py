@@ -129,7 +129,7 @@ def test_config_validate_says_everything_that_is_wrong(run: Run, tmp_path: Path)
 def test_config_validate_warns_of_what_has_no_effect(run: Run) -> None:
     done = run("config", "validate", EDGEASD_ENGINE="onnx")
     assert done.returncode == 0
-    assert done.stderr == "warning: engine has no effect: no bundle is set\n"
+    assert done.stderr == "warning: engine has no effect unless a bundle is installed: none is set\n"
 
 
 def test_config_is_found_in_the_home_directory(run: Run, tmp_path: Path) -> None:

@@ -273,7 +273,7 @@ def test_settings_that_change_nothing_are_named(load: Load) -> None:
         "mqtt.port has no effect: no broker is set",
         "outbox.max_mb has no effect: no broker is set",
         "metrics.host has no effect: metrics.port is not set",
-        "engine has no effect: no bundle is set",
+        "engine has no effect unless a bundle is installed: none is set",
     )
     assert without_effect(load("mqtt: {host: far, ca_file: ca, username: u, password: p}")) == (
         "mqtt.ca_file has no effect: mqtt.tls is false, the line is not encrypted",

@@ -222,6 +222,7 @@ def test_overwritten_sound_is_told_and_a_full_window_follows() -> None:
     assert brief(reader.ready(9)) == [(0, False)]
     feed.block(23)
     assert brief(reader.ready(9)) == [(10, 5, LossReason.OVERWRITTEN), (15, False), (20, True), (25, True)]
+    assert reader.overwritten_frames == 5
 
 
 def test_arrival_of_a_window_is_that_of_its_last_frame() -> None:
