@@ -168,12 +168,12 @@ class Session:
         for parcel in done:
             self._desk.suspicion.clear(parcel)
             self.productive = self.productive or parcel.kind is not Kind.STATE
-        if done:
-            self._desk.published += len(done)
-            self._desk.pause.reset()
         stored = [parcel for parcel in done if parcel.row]
         if stored:
             self._desk.outbox.remove(stored)
+        if done:  # counted when it is off the disk: whoever sees the count sees the outbox without it
+            self._desk.published += len(done)
+            self._desk.pause.reset()
 
     def _refused(self, parcel: Parcel, code: int) -> None:
         passing = code in _PASSING_ERRORS and not self._desk.suspicion.strike(parcel)
