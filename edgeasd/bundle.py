@@ -1,6 +1,7 @@
 """The bundle: one file that carries a model and everything needed to trust and to use it.
 
-A stored zip of manifest.json, model.onnx, golden.npz and card.md. `read_bundle` verifies all that can be verified
+A stored zip of manifest.json, model.onnx, golden.npz and card.md; optionally the same model in fewer bits
+(model.fp16.onnx, model.int8.onnx) and as a torch program (model.pt2). `read_bundle` verifies all that can be verified
 without running the model; the golden test, on opening an engine, does the rest.
 """
 
@@ -14,15 +15,16 @@ import stat
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from pydantic import ValidationError
 
 from edgeasd.disk import replace_file
 from edgeasd.errors import BundleError
-from edgeasd.manifest import CalibrationTable, Inputs, Manifest, Provenance, first_fault
+from edgeasd.manifest import CalibrationTable, Inputs, Manifest, Precision, Provenance, first_fault
 from edgeasd.onnxgraph import FLOAT32, GraphInfo, TensorInfo, read_graph
 from edgeasd.records import FloatArray
 from edgeasd.signing import Trust, read_signature
@@ -43,6 +45,10 @@ __all__ = [
 MIB = 1 << 20
 MEMBER_LIMITS = {"manifest.json": MIB, "model.onnx": 256 * MIB, "golden.npz": 16 * MIB, "card.md": MIB}
 """The members, in the order they are written, and the most bytes each may have."""
+REDUCED_MEMBERS: Mapping[Precision, str] = {"fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
+PROGRAM_MEMBER = "model.pt2"
+OPTIONAL_LIMITS = dict.fromkeys((*REDUCED_MEMBERS.values(), PROGRAM_MEMBER), 256 * MIB)
+"""Members that may be missing."""
 _MAX_BUNDLE_BYTES = sum(MEMBER_LIMITS.values()) + MIB
 _MAX_GOLDEN_WINDOWS = 64
 _MAX_DIMENSIONS = 8
@@ -72,6 +78,31 @@ class Bundle:
     card: str
     signed_by: str | None = None
     """The trusted key that signed it; None where no keys are trusted, and nobody looked."""
+    optional: Mapping[str, bytes] = field(default_factory=dict)
+    """The optional members it holds, by name."""
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return the precisions there are graphs for."""
+        return ("fp32", *self.manifest.precisions)
+
+    @property
+    def program(self) -> bytes | None:
+        """Return the torch program (model.pt2), None where there is none."""
+        return self.optional.get(PROGRAM_MEMBER)
+
+    def graph(self, precision: Precision) -> bytes:
+        """Return the ONNX graph of a precision; BundleError when the bundle has none."""
+        if precision not in self.precisions:
+            raise BundleError(f"{self.path}: has no graph in {precision}, only in {', '.join(self.precisions)}")
+        return self.model_onnx if precision == "fp32" else self.optional[REDUCED_MEMBERS[precision]]
+
+    def calibration(self, precision: Precision) -> CalibrationTable:
+        """Return what the scores of a precision mean; BundleError when the bundle has no such graph."""
+        if precision == "fp32":
+            return self.manifest.calibration
+        self.graph(precision)
+        return self.manifest.precisions[precision].calibration
 
 
 def read_bundle(path: Path | str, *, trust: Trust | None = None) -> Bundle:
@@ -86,17 +117,30 @@ def read_bundle(path: Path | str, *, trust: Trust | None = None) -> Bundle:
         signer = None if trust is None else str(trust.signer(digest.digest(), read_signature(path)))
         members = _read_members(data)
         manifest = _read_manifest(members)
-        check_graph(read_graph(members["model.onnx"]), manifest)
+        for name in ("model.onnx", *(REDUCED_MEMBERS[precision] for precision in manifest.precisions)):
+            check_graph(read_graph(members[name]), manifest)
         golden = _read_golden(members["golden.npz"], manifest)
         card = members["card.md"].decode("utf-8", errors="replace")
     except BundleError as exc:
         raise BundleError(f"{path}: {exc}") from exc
-    return Bundle(path, manifest, digest.hexdigest(), members["model.onnx"], golden, card, signer)
+    optional = {name: members[name] for name in OPTIONAL_LIMITS if name in members}
+    return Bundle(path, manifest, digest.hexdigest(), members["model.onnx"], golden, card, signer, optional)
 
 
-def write_bundle(path: Path | str, *, manifest: Manifest, model_onnx: bytes, golden: Golden, card: str) -> Manifest:
-    """Write a bundle in one step, so that no reader ever sees half of it, and return the manifest with its digests."""
-    members = {"model.onnx": model_onnx, "golden.npz": _pack_golden(golden), "card.md": card.encode()}
+def write_bundle(
+    path: Path | str,
+    *,
+    manifest: Manifest,
+    model_onnx: bytes,
+    golden: Golden,
+    card: str,
+    optional: Mapping[str, bytes] = MappingProxyType({}),
+) -> Manifest:
+    """Write a bundle in one step, so that no reader ever sees half of it, and return the manifest with its digests.
+
+    `optional` holds members of `OPTIONAL_LIMITS` by name.
+    """
+    members = {"model.onnx": model_onnx, "golden.npz": _pack_golden(golden), "card.md": card.encode(), **optional}
     manifest = manifest.model_copy(update={"sha256": {name: _sha256(data) for name, data in members.items()}})
     members = {"manifest.json": manifest.model_dump_json(indent=1).encode(), **members}
     packed = io.BytesIO()
@@ -156,14 +200,15 @@ def _read_file(path: Path) -> bytes:
 
 
 def _read_members(data: bytes) -> dict[str, bytes]:
-    """Return the members of the zip; refuses anything but the four, stored, each once, within their limits."""
+    """Return the members of the zip; refuses any it does not know, and any not stored, twice there or too large."""
     archive = _open_zip(data)
     names = [info.filename for info in archive.infolist()]
     if len(set(names)) != len(names):
         raise BundleError("holds a member twice")
-    for name in sorted(set(names) ^ set(MEMBER_LIMITS)):
+    for name in sorted((set(names) - set(OPTIONAL_LIMITS)) ^ set(MEMBER_LIMITS)):
         raise BundleError(f"holds a member {name!r} that is not known" if name in names else f"lacks {name}")
-    return {name: _read_member(archive, name, limit) for name, limit in MEMBER_LIMITS.items()}
+    limits = {**MEMBER_LIMITS, **OPTIONAL_LIMITS}
+    return {name: _read_member(archive, name, limit) for name, limit in limits.items() if name in names}
 
 
 def _open_zip(data: bytes) -> zipfile.ZipFile:
@@ -209,6 +254,9 @@ def _read_manifest(members: Mapping[str, bytes]) -> Manifest:
     for name in sorted(set(digests) | set(manifest.sha256)):
         if manifest.sha256.get(name) != digests.get(name):
             raise BundleError(f"{name}: does not have the sha256 that the manifest gives")
+    for precision, name in REDUCED_MEMBERS.items():
+        if (name in members) != (precision in manifest.precisions):
+            raise BundleError(f"{name}: the manifest says otherwise of {precision}")
     return manifest
 
 

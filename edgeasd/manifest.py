@@ -25,6 +25,9 @@ MAX_MELS = 1024
 MAX_WINDOW_FRAMES = 1 << 23
 _MAX_FAULT_CHARS = 300
 
+Precision = Literal["fp32", "fp16", "int8"]
+"""In which numbers a graph computes: it says so itself, an engine is never told."""
+
 OutputName = Literal["score", "embedding", "logits", "residual", "reconstruction"]
 """Every name a graph output may have; score is never missing."""
 
@@ -82,6 +85,15 @@ class CalibrationTable(_Strict):
         return self
 
 
+class ReducedPrecision(_Strict):
+    """What a graph of fewer bits says differently from the one in float32."""
+
+    golden_tolerance: Annotated[float, Field(gt=0, le=0.25)]
+    """Largest deviation from a golden output s that is its rounding, as a share of 1 + |s|."""
+    calibration: CalibrationTable
+    """From its own scores of the same held-out normal sound."""
+
+
 class Inputs(_Strict):
     """What the graph is fed: log mel as the spec says, the waveform, or both."""
 
@@ -121,6 +133,8 @@ class Manifest(_Strict):
     outputs: list[OutputName]
     labels: list[str] = []
     calibration: CalibrationTable
+    precisions: dict[Literal["fp16", "int8"], ReducedPrecision] = {}
+    """The graphs of fewer bits that the bundle holds beside model.onnx."""
     provenance: Provenance
     sha256: dict[str, str] = {}
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 
 from edgeasd.bundle import Bundle, Golden
 from edgeasd.errors import BundleError, EdgeasdError, UnavailableError
+from edgeasd.manifest import Precision
 from edgeasd.records import FloatArray
 
+EngineName = Literal["onnx", "torch", "tensorrt"]
 EngineKind = Literal["auto", "onnx", "torch", "tensorrt"]
 
 GOLDEN_TOLERANCE = 1e-4
@@ -42,8 +45,18 @@ class Engine(Protocol):
     """A model ready to be asked; not safe to be asked by two threads at once."""
 
     @property
-    def name(self) -> str:
+    def name(self) -> EngineName:
         """Return the kind of engine, as users select it."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """Return in which numbers it computes."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Return where it computes: "cpu", or the name of a GPU."""
         ...
 
     def score(self, inputs: Mapping[str, FloatArray], *, wanted: Collection[str] = LIVE_OUTPUTS) -> Outputs:
@@ -58,25 +71,37 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(bundle: Bundle, kind: EngineKind) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    kind: EngineKind = "auto",
+    *,
+    precision: Precision = "fp32",
+    cache_dir: Path | None = None,  # noqa: ARG001  # engines that build something keep it there
+) -> Engine:
     """Return an engine that has passed the bundle's golden test.
 
-    UnavailableError names the extra to install; BundleError says by how much the golden test is missed.
+    UnavailableError names the extra to install; BundleError says by how much the golden test is missed, or that the
+    bundle has no graph in that precision.
     """
     if kind in ("torch", "tensorrt"):
         raise UnavailableError(f"engine {kind}: not in this version, which has onnx; it will need edgeasd[{kind}]")
     from edgeasd.engine.onnx import OnnxEngine  # noqa: PLC0415  # engines import their contract from here
 
-    engine = OnnxEngine(bundle.model_onnx)
+    engine = OnnxEngine(bundle.graph(precision), precision=precision)
     try:
-        check_golden(engine, bundle.golden)
+        check_golden(engine, bundle.golden, tolerance=golden_tolerance(bundle, precision))
     except EdgeasdError as exc:
         engine.close()
         raise BundleError(f"{bundle.path}: {exc}") from exc
     return engine
 
 
-def check_golden(engine: Engine, golden: Golden) -> None:
+def golden_tolerance(bundle: Bundle, precision: Precision) -> float:
+    """Return how far an engine may be off a golden output s, as a share of 1 + |s|."""
+    return GOLDEN_TOLERANCE if precision == "fp32" else bundle.manifest.precisions[precision].golden_tolerance
+
+
+def check_golden(engine: Engine, golden: Golden, *, tolerance: float = GOLDEN_TOLERANCE) -> None:
     """Ask the engine what it was asked where the model was trained; BundleError when it answers otherwise."""
     outputs = engine.score(golden.inputs, wanted=golden.outputs.keys())
     for name, expected in golden.outputs.items():
@@ -84,8 +109,7 @@ def check_golden(engine: Engine, golden: Golden) -> None:
         if answer is None or answer.shape != expected.shape:
             raise BundleError(f"golden test of the {engine.name} engine: {name} has another shape than in golden.npz")
         deviation = float(np.max(np.abs(answer - expected) / (1.0 + np.abs(expected))))
-        if not deviation <= GOLDEN_TOLERANCE:
+        if not deviation <= tolerance:
             raise BundleError(
-                f"golden test of the {engine.name} engine: {name} is off by {deviation:.2g}, "
-                f"the limit is {GOLDEN_TOLERANCE:g}"
+                f"golden test of the {engine.name} engine: {name} is off by {deviation:.2g}, the limit is {tolerance:g}"
             )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from edgeasd.engine import LIVE_OUTPUTS, Outputs
 from edgeasd.errors import BundleError, SelfTestError
+from edgeasd.manifest import Precision
 from edgeasd.records import FloatArray
 
 _OUTPUT_NAMES = frozenset(field.name for field in fields(Outputs))
@@ -19,10 +20,12 @@ _OUTPUT_NAMES = frozenset(field.name for field in fields(Outputs))
 class OnnxEngine:
     """Runs a graph in ONNX Runtime, single-threaded: a second of sound costs less than waking a second thread."""
 
-    name = "onnx"
+    name: Literal["onnx"] = "onnx"
+    device = "cpu"
 
-    def __init__(self, model_onnx: bytes) -> None:
+    def __init__(self, model_onnx: bytes, *, precision: Precision = "fp32") -> None:
         """Load the graph; BundleError when ONNX Runtime does not take it."""
+        self.precision: Precision = precision
         self._session: Any = _open_session(model_onnx)
         self._outputs = [output.name for output in self._session.get_outputs()]
         if not set(self._outputs) <= _OUTPUT_NAMES:
