@@ -5,6 +5,7 @@
 #   make soak [HOURS=1]             a node for hours with all faults in turn: growth, loss, the ledger
 #   make check                      style, types, import rules
 #   make bench [BENCHES='live ..']  the figures in README and docs, measured on this machine
+#   make micro                      single parts: ring, mel, novelty, alarm, engine, wire, outbox
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,12 +17,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 PROMISES ?=
-BENCHES ?= live replay streams
+BENCHES ?= live replay peers mel
 HOURS ?= 1
 STAMPS := $(VENV)/.stamps
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test check rig soak bench clean
+.PHONY: help demo test check rig soak bench micro clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +51,10 @@ soak: $(STAMPS)/dev
 
 bench: $(STAMPS)/dev
 	@for name in $(BENCHES); do echo "== bench_$$name"; $(BIN)/python -m benchmarks.bench_$$name; done
+
+micro: $(STAMPS)/dev
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-columns=min,median,ops --benchmark-sort=name $(PYTEST_ARGS) \
+		< /dev/null
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,102 +2,53 @@
 
     python -m benchmarks.bench_live [RECORDING] [--seconds 60] [--bundle FILE]
 
-Prints what one source costs (processor, memory), how soon the first score comes, how late scores are, and how well the
-live scores agree with a replay of the same recording. Needs mosquitto, PulseAudio and PortAudio.
+Prints what one source costs (processor by kind of thread, memory), how the node starts, how late scores are, and how
+well the live scores agree with a replay of the same recording. Needs mosquitto, PulseAudio and PortAudio.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
-import os
+import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine_line, one_thread
+from benchmarks.nodes import EDGEASD, HOP_S, RATE_HZ, Heard, Usage, listening, measure_usage
 from deploy.demo.soundscape import make_soundscape
 from edgeasd.assembly import JudgeOptions
 from edgeasd.replay import ReplayJob, TablePaths, replay
 from tests.rig.broker import Broker
 from tests.rig.pulse import PulseRig
 
-EDGEASD = str(Path(sys.executable).with_name("edgeasd"))
-RATE_HZ = 16000
-HOP_S = 0.5
 SETTLE_S = 10.0
 """Start-up is not counted into what the node costs."""
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass
-class Heard:
-    """Scores as they came."""
-
-    arrived_ns: list[int] = field(default_factory=list)
-    payloads: list[dict[str, Any]] = field(default_factory=list)
-    first: threading.Event = field(default_factory=threading.Event)
-
-    def take(self, topic: str, payload: bytes) -> None:
-        """Keep a score with its time of arrival."""
-        if topic.endswith("/score"):
-            self.arrived_ns.append(time.time_ns())
-            self.payloads.append(json.loads(payload))
-            self.first.set()
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What the process cost while it ran, start-up apart."""
+class StartUp:
+    """Seconds from the start of the process."""
 
-    cpu_pct: float
-    """Of one core, all threads."""
-    pulse_pct: float
-    """The part of the PulseAudio client library's own thread, which a sound card does not need."""
-    rss_mb: float
-    peak_mb: float
-
-
-def cpu_ticks(pid: int) -> tuple[int, int]:
-    """Return processor ticks of all threads, and of PulseAudio's."""
-    total = pulse = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
-        ticks = sum(map(int, rest.split()[11:13]))
-        total += ticks
-        pulse += ticks if name.startswith("threaded-ml") else 0
-    return total, pulse
+    capturing: float
+    ready: float
+    window_end: float
+    """The end of the first window: a second of sound itself lasts a second."""
+    first_score: float
 
 
-def memory_mb(pid: int, key: str) -> float:
-    """Return VmRSS or VmHWM."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(key)) / 1024
-
-
-def measure_cost(process: subprocess.Popen[bytes], *, seconds: float) -> Cost:
-    """Watch a running node for `seconds`."""
-    before, pulse_before = cpu_ticks(process.pid)
-    began_s = time.monotonic()
-    time.sleep(seconds)
-    after, pulse_after = cpu_ticks(process.pid)
-    percent = 100.0 / TICKS_PER_S / (time.monotonic() - began_s)
-    return Cost(
-        cpu_pct=(after - before) * percent,
-        pulse_pct=(pulse_after - pulse_before) * percent,
-        rss_mb=memory_mb(process.pid, "VmRSS"),
-        peak_mb=memory_mb(process.pid, "VmHWM"),
-    )
+def ready_time(notified: socket.socket) -> float:
+    """Wait for READY=1 as systemd does; return the UTC second at which it came."""
+    while b"READY=1" not in notified.recv(4096):
+        pass
+    return time.time()
 
 
 def replay_scores(sound: NDArray[np.float32], work: Path, bundle: Path) -> dict[str, NDArray[np.float64]]:
@@ -115,9 +66,8 @@ def agreement(heard: Heard, sound: NDArray[np.float32], work: Path, bundle: Path
 
     The node began to listen somewhere in the recording: where, to the frame, is found by fitting the model's scores.
     """
-    live = {
-        judge: np.array([one["opinions"][judge]["score"] for one in heard.payloads]) for judge in ("model", "prompt")
-    }
+    payloads = heard.payloads
+    live = {judge: np.array([one["opinions"][judge]["score"] for one in payloads]) for judge in ("model", "prompt")}
     n = len(live["model"]) - 8
 
     def misfit(cut_frames: int) -> float:
@@ -147,9 +97,10 @@ def main() -> None:
         work = Path(folder)
         sound = load_sound(arguments.recording, seconds=arguments.seconds + SETTLE_S + 12.0)
         bundle = arguments.bundle or train_bundle(sound, work)
-        heard, cost, first_s = run_node(sound, work, bundle, seconds=arguments.seconds)
+        heard, usage, start = run_node(sound, work, bundle, seconds=arguments.seconds)
+        replay_s = replay_seconds(sound, work, bundle)
         series = agreement(heard, sound, work, bundle)
-    report(heard, cost, first_s, series)
+    report(heard, usage, start, series, replay_s=replay_s)
 
 
 def load_sound(recording: Path | None, *, seconds: float) -> NDArray[np.float32]:
@@ -173,49 +124,75 @@ def train_bundle(sound: NDArray[np.float32], work: Path) -> Path:
     return bundle
 
 
-def run_node(sound: NDArray[np.float32], work: Path, bundle: Path, *, seconds: float) -> tuple[Heard, Cost, float]:
-    """Play, listen, watch; return what was heard, the cost, and the seconds from start to the first score."""
-    from paho.mqtt.client import Client
-    from paho.mqtt.enums import CallbackAPIVersion
-
-    heard = Heard()
+def run_node(sound: NDArray[np.float32], work: Path, bundle: Path, *, seconds: float) -> tuple[Heard, Usage, StartUp]:
+    """Play, listen, watch; return what was heard, what it cost, and how the node started."""
     for name in ("broker", "pulse", "state"):
         (work / name).mkdir()
-    with Broker(work / "broker") as broker, PulseRig(work / "pulse", "mic_a", rate_hz=RATE_HZ) as rig:
-        client = Client(CallbackAPIVersion.VERSION2)
-        client.on_connect = lambda c, *_: c.subscribe("edgeasd/+/+/score", qos=1)
-        client.on_message = lambda _c, _u, message: heard.take(message.topic, bytes(message.payload))
-        client.connect("127.0.0.1", int(broker.url.rpartition(":")[2]))
-        client.loop_start()
+    with (
+        Broker(work / "broker") as broker,
+        PulseRig(work / "pulse", "mic_a", rate_hz=RATE_HZ) as rig,
+        listening(broker.url) as heard,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified,
+    ):
+        notified.bind(str(work / "notify"))
+        notified.settimeout(15.0)
         rig["mic_a"].play(sound, RATE_HZ)
         time.sleep(2.0)  # a null sink hands out nothing until somebody plays into it
-        environment = one_thread({**rig.environment, "XDG_STATE_HOME": str(work / "state")})
+        places = {"XDG_STATE_HOME": str(work / "state"), "NOTIFY_SOCKET": str(work / "notify")}
         command = [EDGEASD, "run", "--device", "mic_a", "--bundle", str(bundle), "--mqtt", broker.url]
-        began_s = time.monotonic()
         duration = ["--duration", str(seconds + SETTLE_S)]
-        with subprocess.Popen([*command, *duration], env=environment, stderr=subprocess.PIPE) as node:
+        began_s = time.time()
+        with subprocess.Popen(
+            [*command, *duration], env=one_thread({**rig.environment, **places}), stderr=subprocess.PIPE
+        ) as node:
+            ready_s = ready_time(notified) - began_s
             if not heard.first.wait(15.0):
                 raise SystemExit("no score came within 15 s")
-            first_s = time.monotonic() - began_s
-            time.sleep(SETTLE_S - (time.monotonic() - began_s))
-            cost = measure_cost(node, seconds=seconds - 2.0)
+            time.sleep(max(0.0, SETTLE_S - (time.time() - began_s)))
+            usage = measure_usage(node.pid, seconds=seconds - 2.0, n_sources=1)
             node.communicate()
-        client.disconnect()
-        client.loop_stop()
-    return heard, cost, first_s
+    first = heard.payloads[0]
+    first_s = first["ts_ns"] / 1e9 - began_s
+    start = StartUp(
+        capturing=first_s,
+        ready=ready_s,
+        window_end=first_s + first["n"] / first["rate"],
+        first_score=heard.arrivals[0][0] / 1e9 - began_s,
+    )
+    return heard, usage, start
 
 
-def report(heard: Heard, cost: Cost, first_s: float, series: dict[str, tuple[float, float]]) -> None:
+def replay_seconds(sound: NDArray[np.float32], work: Path, bundle: Path) -> float:
+    """Return how long `edgeasd replay` takes, from its start to its end, for a second of sound: the best of five."""
+    soundfile.write(work / "second.wav", sound[:RATE_HZ], RATE_HZ, subtype="PCM_16")
+    command = [EDGEASD, "replay", str(work / "second.wav"), "--bundle", str(bundle), "--out", str(work / "second.csv")]
+    best_s = float("inf")
+    for _ in range(5):
+        (work / "second.csv").unlink(missing_ok=True)
+        began_s = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True, env=one_thread())
+        best_s = min(best_s, time.monotonic() - began_s)
+        assert len((work / "second.csv").read_text().splitlines()) == 2
+    return best_s
+
+
+def report(
+    heard: Heard, usage: Usage, start: StartUp, series: dict[str, tuple[float, float]], *, replay_s: float
+) -> None:
     """Print the table."""
-    ends_ns = [p["ts_ns"] + p["n"] * 1_000_000_000 // p["rate"] for p in heard.payloads]
-    late_ms = (np.array(heard.arrived_ns) - np.array(ends_ns)) / 1e6
+    late_ms = heard.late_ms()
     quantiles = "{:.1f} / {:.1f} / {:.1f}".format(*np.percentile(late_ms, [50, 99, 100]))
     print(machine_line())
     print("\n| figure | value |\n|---|---|")
-    print(f"| processor, one source, hop {HOP_S} s | {cost.cpu_pct:.2f} % of a core |")
-    print(f"| of which PulseAudio's client thread | {cost.pulse_pct:.2f} % |")
-    print(f"| resident memory, at its peak | {cost.rss_mb:.0f}, {cost.peak_mb:.0f} MB |")
-    print(f"| first score after start | {first_s:.2f} s |")
+    print(f"| processor, one source, hop {HOP_S} s | {usage.cpu_pct:.2f} % of a core |")
+    print(f"| of which | {usage.words()} % |")
+    print(f"| resident memory, at its peak | {usage.rss_mb:.0f}, {usage.peak_mb:.0f} MB |")
+    print(f"| of which its own, not files of libraries | {usage.private_mb:.0f} MB |")
+    print(f"| from start to the first sound | {start.capturing:.2f} s |")
+    print(f"| from start to READY | {start.ready:.2f} s |")
+    print(f"| from start to the first score | {start.first_score:.2f} s |")
+    print(f"| first score after the end of its window | {1e3 * (start.first_score - start.window_end):.0f} ms |")
+    print(f"| replay of one second, from start to end | {replay_s:.2f} s |")
     print(f"| end of window to subscriber, p50 / p99 / max of {len(late_ms)} | {quantiles} ms |")
     for judge, (correlation, difference) in series.items():
         print(f"| live against replay, {judge} | correlation {correlation:.4f}, median difference {difference:.4f} |")

@@ -79,19 +79,25 @@ class Outcome:
 
 def run(machine: Path, configuration: str, *, seed: int, work: Path) -> Outcome:
     """Train on a machine's training clips and judge on its test clips."""
-    recipe, *overrides = CONFIGURATIONS[configuration]
     bundle = bundle_path(machine, configuration, seed=seed, work=work)
+    train_s = train(machine, configuration, seed=seed, work=work)
     out = bundle.with_suffix("")
-    sets = [word for override in overrides for word in ("--set", override)]
-    train = [EDGEASD, "train", str(machine), "-o", str(bundle), "--recipe", recipe, "--seed", str(seed), *sets]
-    began_s = time.monotonic()
-    _run([*train, "--cache-dir", str(work / "cache")])
-    train_s = time.monotonic() - began_s
     _run([EDGEASD, "evaluate", str(bundle), str(machine), "--out", str(out)])
     with (out / "test_results.csv").open(newline="") as handle:
         values = {row["metric"]: float(row["value"]) for row in csv.DictReader(handle)}
     heard_s = read_bundle(bundle).manifest.provenance.seconds_heard
     return Outcome(values["auc"], values["pauc"], train_s, heard_s / 3600.0)
+
+
+def train(machine: Path, configuration: str, *, seed: int, work: Path) -> float:
+    """Train on a machine's training clips; return the seconds that took."""
+    recipe, *overrides = CONFIGURATIONS[configuration]
+    bundle = bundle_path(machine, configuration, seed=seed, work=work)
+    sets = [word for override in overrides for word in ("--set", override)]
+    command = [EDGEASD, "train", str(machine), "-o", str(bundle), "--recipe", recipe, "--seed", str(seed), *sets]
+    began_s = time.monotonic()
+    _run([*command, "--cache-dir", str(work / "cache")])
+    return time.monotonic() - began_s
 
 
 def rescore(outcome: Outcome, machine: Path, configuration: str, *, seed: int, work: Path) -> Outcome:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeasd.bundle import Bundle, read_bundle
-from edgeasd.engine import Engine, EngineKind, open_engine
+from edgeasd.engine import Engine, EngineKind, PrecisionWish
+from edgeasd.engine.choosing import Chosen, choose_engine
 from edgeasd.errors import SettingsError
 from edgeasd.features.mel import MelSpec
 from edgeasd.health.inputs import measure
+from edgeasd.publish import EngineInfo
 from edgeasd.scoring.calibration import Calibration
 from edgeasd.scoring.jury import AlarmPolicy, Grid, Model
 from edgeasd.scoring.novelty import NOVELTY_SPEC
@@ -36,6 +38,9 @@ class JudgeOptions:
     trust: Trust | None = None
     """Whose signature a bundle that is read must bear; None asks for none."""
     engine: EngineKind = "auto"
+    precision: PrecisionWish = "fp32"
+    cache_dir: Path | None = None
+    """Where engines keep what they build; None keeps nothing."""
     hop_s: float = 0.5
     novelty: bool = True
     policy: AlarmPolicy = AlarmPolicy()
@@ -53,11 +58,26 @@ class Bench:
     model: Model | None
     """The bundle in use; None with it."""
     calibrated_on_site: bool
+    chosen: Chosen | None = None
+    """The engine that runs the bundle, and why; None with it."""
 
     @property
     def engine_name(self) -> str | None:
         """Return what runs the model."""
         return None if self.model is None else self.model.engine.name
+
+    @property
+    def engine_info(self) -> EngineInfo | None:
+        """Return what runs the model, and why, as it is published."""
+        if self.chosen is None:
+            return None
+        engine, chosen = self.chosen.engine, self.chosen
+        return EngineInfo(engine.name, engine.precision, engine.device, chosen.why, chosen.window_ms)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what is wrong with the engines that do not run the model."""
+        return () if self.chosen is None else tuple(f"engine passed over: {line}" for line in self.chosen.passed_over)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +111,22 @@ def seat_judges(plan: Plan) -> Iterator[Bench]:
     if plan.bundle is None:
         yield _bench(plan, model=None, on_site=False)
         return
-    engine = open_engine(plan.bundle, plan.options.engine)
+    options = plan.options
+    chosen = choose_engine(plan.bundle, options.engine, precision=options.precision, cache_dir=options.cache_dir)
     try:
-        model, on_site = seat_model(plan.bundle, engine, state_dir=plan.options.state_dir)
-        yield _bench(plan, model=model, on_site=on_site)
+        model, on_site = seat_model(plan.bundle, chosen.engine, state_dir=options.state_dir)
+        yield replace(_bench(plan, model=model, on_site=on_site), chosen=chosen)
     finally:
-        engine.close()
+        chosen.engine.close()
 
 
 def seat_model(bundle: Bundle, engine: Engine, *, state_dir: Path | None) -> tuple[Model, bool]:
-    """Return a bundle in use, and whether it is calibrated on site; the site calibration wins where there is one."""
-    on_site = None if state_dir is None else site_calibration(state_dir, bundle)
-    calibration = Calibration(on_site or bundle.manifest.calibration)
+    """Return a bundle in use, and whether it is calibrated on site; the site calibration wins where there is one.
+
+    Scores mean in each precision something else, so both calibrations are those of the engine's.
+    """
+    on_site = None if state_dir is None else site_calibration(state_dir, bundle, engine.precision)
+    calibration = Calibration(on_site or bundle.calibration(engine.precision))
     return Model(engine=engine, manifest=bundle.manifest, calibration=calibration), on_site is not None
 
 

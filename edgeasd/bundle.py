@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
-import stat
-import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -25,11 +22,13 @@ from pydantic import ValidationError
 from edgeasd.disk import replace_file
 from edgeasd.errors import BundleError
 from edgeasd.manifest import CalibrationTable, Inputs, Manifest, Precision, Provenance, first_fault
-from edgeasd.onnxgraph import FLOAT32, GraphInfo, TensorInfo, read_graph
+from edgeasd.members import MIB, open_zip, read_file, read_member
+from edgeasd.onnxgraph import FLOAT32, GraphInfo, GraphReader, TensorInfo
 from edgeasd.records import FloatArray
 from edgeasd.signing import Trust, read_signature
 
 __all__ = [
+    "MIB",
     "Bundle",
     "CalibrationTable",
     "Golden",
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 
-MIB = 1 << 20
 MEMBER_LIMITS = {"manifest.json": MIB, "model.onnx": 256 * MIB, "golden.npz": 16 * MIB, "card.md": MIB}
 """The members, in the order they are written, and the most bytes each may have."""
 REDUCED_MEMBERS: Mapping[Precision, str] = {"fp16": "model.fp16.onnx", "int8": "model.int8.onnx"}
@@ -52,8 +50,6 @@ OPTIONAL_LIMITS = dict.fromkeys((*REDUCED_MEMBERS.values(), PROGRAM_MEMBER), 256
 _MAX_BUNDLE_BYTES = sum(MEMBER_LIMITS.values()) + MIB
 _MAX_GOLDEN_WINDOWS = 64
 _MAX_DIMENSIONS = 8
-_END_OF_ZIP_BYTES = 22
-_MAX_DIRECTORY_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +75,7 @@ class Bundle:
     signed_by: str | None = None
     """The trusted key that signed it; None where no keys are trusted, and nobody looked."""
     optional: Mapping[str, bytes] = field(default_factory=dict)
-    """The optional members it holds, by name."""
+    """The optional members it holds, by name; those of a file are read when they are asked for."""
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -112,19 +108,21 @@ def read_bundle(path: Path | str, *, trust: Trust | None = None) -> Bundle:
     """
     path = Path(path)
     try:
-        data = _read_file(path)
+        data = read_file(path, _MAX_BUNDLE_BYTES)
         digest = hashlib.sha256(data)
         signer = None if trust is None else str(trust.signer(digest.digest(), read_signature(path)))
         members = _read_members(data)
         manifest = _read_manifest(members)
+        reader = GraphReader()
         for name in ("model.onnx", *(REDUCED_MEMBERS[precision] for precision in manifest.precisions)):
-            check_graph(read_graph(members[name]), manifest)
+            _check_member(name, members[name], manifest, reader)
         golden = _read_golden(members["golden.npz"], manifest)
         card = members["card.md"].decode("utf-8", errors="replace")
     except BundleError as exc:
         raise BundleError(f"{path}: {exc}") from exc
-    optional = {name: members[name] for name in OPTIONAL_LIMITS if name in members}
-    return Bundle(path, manifest, digest.hexdigest(), members["model.onnx"], golden, card, signer, optional)
+    optional = {name: manifest.sha256[name] for name in OPTIONAL_LIMITS if name in members}
+    model_onnx = members["model.onnx"]
+    return Bundle(path, manifest, digest.hexdigest(), model_onnx, golden, card, signer, _Shelved(path, optional))
 
 
 def write_bundle(
@@ -172,6 +170,13 @@ def check_graph(graph: GraphInfo, manifest: Manifest) -> None:
         _check_value(value, ("batch", *widths.get(value.name, ("width",))))
 
 
+def _check_member(name: str, graph_onnx: bytes, manifest: Manifest, reader: GraphReader) -> None:
+    try:
+        check_graph(reader.read(graph_onnx), manifest)
+    except BundleError as exc:
+        raise BundleError(str(exc).replace("model.onnx", name, 1)) from exc  # the reader knows one name only
+
+
 def _check_value(value: TensorInfo, expected: tuple[int | str, ...]) -> None:
     """Refuse a wrong type or shape; a string stands for a free dimension first, for any fixed size elsewhere."""
     shape_ok = len(value.dims) == len(expected) and isinstance(value.dims[0], str)
@@ -183,66 +188,46 @@ def _check_value(value: TensorInfo, expected: tuple[int | str, ...]) -> None:
         raise BundleError(f"model.onnx: {value.name} is not float32 of shape [{shape}]")
 
 
-def _read_file(path: Path) -> bytes:
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BundleError("is not a file")
-            if status.st_size > _MAX_BUNDLE_BYTES:
-                raise BundleError(f"is {status.st_size // MIB} MiB long, the limit is {_MAX_BUNDLE_BYTES // MIB}")
-            file.seek(max(0, status.st_size - _END_OF_ZIP_BYTES))
-            _check_end(file.read(), n_bytes=status.st_size)  # before a large file that is no bundle is read
-            file.seek(0)
-            return file.read(status.st_size + 1)  # as much as is asked for is allocated at once
-    except OSError as exc:
-        raise BundleError(f"cannot be read: {exc.strerror}") from exc
-
-
 def _read_members(data: bytes) -> dict[str, bytes]:
     """Return the members of the zip; refuses any it does not know, and any not stored, twice there or too large."""
-    archive = _open_zip(data)
+    archive = open_zip(data)
     names = [info.filename for info in archive.infolist()]
     if len(set(names)) != len(names):
         raise BundleError("holds a member twice")
     for name in sorted((set(names) - set(OPTIONAL_LIMITS)) ^ set(MEMBER_LIMITS)):
         raise BundleError(f"holds a member {name!r} that is not known" if name in names else f"lacks {name}")
     limits = {**MEMBER_LIMITS, **OPTIONAL_LIMITS}
-    return {name: _read_member(archive, name, limit) for name, limit in limits.items() if name in names}
+    return {name: read_member(archive, name, limit) for name, limit in limits.items() if name in names}
 
 
-def _open_zip(data: bytes) -> zipfile.ZipFile:
-    """Open a zip whose directory is small and ends the file, so that reading it is cheap whatever it claims."""
-    _check_end(data[-_END_OF_ZIP_BYTES:], n_bytes=len(data))
-    try:
-        return zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, ValueError, OSError, UnicodeDecodeError, NotImplementedError) as exc:
-        raise BundleError(f"is not a zip file that can be read: {exc}") from exc
+class _Shelved(Mapping[str, bytes]):
+    """Optional members that stay in the file: most nodes need none of them, and none for longer than to open an engine.
 
+    What is read is what was verified: BundleError when the file is gone or says something else by now.
+    """
 
-def _check_end(end: bytes, *, n_bytes: int) -> None:
-    if len(end) < _END_OF_ZIP_BYTES or not end.startswith(b"PK\5\6") or end[-2:] != b"\0\0":
-        raise BundleError("is not a whole zip file")
-    directory_bytes, directory_start = struct.unpack("<2I", end[12:20])
-    if directory_bytes > _MAX_DIRECTORY_BYTES:
-        raise BundleError(f"has a directory of {directory_bytes} bytes, the limit is {_MAX_DIRECTORY_BYTES}")
-    if directory_start + directory_bytes + len(end) != n_bytes:
-        raise BundleError("is not a plain zip file: something lies before or behind it")
+    def __init__(self, path: Path, sha256: Mapping[str, str]) -> None:
+        self._path = path
+        self._sha256 = sha256
 
+    def __getitem__(self, name: str) -> bytes:
+        digest = self._sha256[name]
+        try:
+            data = read_member(open_zip(read_file(self._path, _MAX_BUNDLE_BYTES)), name, OPTIONAL_LIMITS[name])
+        except (BundleError, KeyError) as exc:
+            raise BundleError(f"{self._path}: {name}: cannot be read again: {exc}") from exc
+        if _sha256(data) != digest:
+            raise BundleError(f"{self._path}: {name}: has changed since the bundle was verified")
+        return data
 
-def _read_member(archive: zipfile.ZipFile, name: str, limit_bytes: int) -> bytes:
-    info = archive.getinfo(name)
-    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise BundleError(f"{name}: is compressed, members are stored")
-    if info.file_size > limit_bytes:
-        raise BundleError(f"{name}: is {info.file_size} bytes long, the limit is {limit_bytes}")
-    try:
-        data = archive.read(info)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError, ValueError) as exc:
-        raise BundleError(f"{name}: cannot be read: {exc}") from exc
-    if len(data) != info.file_size:
-        raise BundleError(f"{name}: is cut short")
-    return data
+    def __contains__(self, name: object) -> bool:
+        return name in self._sha256
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sha256)
+
+    def __len__(self) -> int:
+        return len(self._sha256)
 
 
 def _read_manifest(members: Mapping[str, bytes]) -> Manifest:
@@ -263,11 +248,11 @@ def _read_manifest(members: Mapping[str, bytes]) -> Manifest:
 def _read_golden(data: bytes, manifest: Manifest) -> Golden:
     inputs = {f"input.{name}": shape for name, shape in manifest.input_shapes().items()}
     expected = {*inputs, *(f"output.{name}" for name in manifest.outputs)}
-    archive = _open_zip(data)
+    archive = open_zip(data)
     if sorted(info.filename for info in archive.infolist()) != sorted(f"{key}.npy" for key in expected):
         raise BundleError("golden.npz: does not hold exactly the graph's inputs and outputs")
     limit_bytes = MEMBER_LIMITS["golden.npz"]
-    arrays = {key: _read_array(_read_member(archive, f"{key}.npy", limit_bytes), key) for key in sorted(expected)}
+    arrays = {key: _read_array(read_member(archive, f"{key}.npy", limit_bytes), key) for key in sorted(expected)}
     n_windows = len(arrays["output.score"])
     if not 1 <= n_windows <= _MAX_GOLDEN_WINDOWS or any(len(array) != n_windows for array in arrays.values()):
         raise BundleError(f"golden.npz: does not hold 1 to {_MAX_GOLDEN_WINDOWS} windows throughout")

@@ -15,6 +15,7 @@ from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges
 from edgeasd.bundle import Bundle, CalibrationTable
 from edgeasd.daemon import capturing, judge_options
 from edgeasd.line import Line, Track
+from edgeasd.manifest import Precision
 from edgeasd.models.choosing import Choice
 from edgeasd.records import Score, Skipped
 from edgeasd.replay import ReplayJob, TablePaths, replay
@@ -23,6 +24,16 @@ from edgeasd.scoring.listener import Said
 from edgeasd.settings import Settings
 
 _STEP_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What normal sound scored, as a calibration."""
+
+    bundle: Bundle
+    precision: Precision
+    """Of the engine that scored: the calibration holds for no other."""
+    table: CalibrationTable
 
 
 @dataclass(slots=True)
@@ -49,9 +60,7 @@ def _judges(settings: Settings, choice: Choice | None) -> JudgeOptions:
     return replace(options, novelty=False, policy=replace(options.policy, by="model"), state_dir=None)
 
 
-def hear_recordings(
-    settings: Settings, choice: Choice | None, recordings: Sequence[Path]
-) -> tuple[Bundle, CalibrationTable]:
+def hear_recordings(settings: Settings, choice: Choice | None, recordings: Sequence[Path]) -> Heard:
     """Calibrate a bundle, None for that of the settings, on recordings of normal sound."""
     collector = _Collector()
     benches: list[Bench] = []
@@ -64,7 +73,7 @@ def hear_recordings(
     return _fit(collector, benches[0])
 
 
-def hear_microphone(settings: Settings, choice: Choice | None, *, duration_s: float) -> tuple[Bundle, CalibrationTable]:
+def hear_microphone(settings: Settings, choice: Choice | None, *, duration_s: float) -> Heard:
     """Calibrate a bundle, None for that of the settings, on what the microphone hears for `duration_s`."""
     collector = _Collector()
     with ExitStack() as stack:
@@ -79,8 +88,10 @@ def hear_microphone(settings: Settings, choice: Choice | None, *, duration_s: fl
         return _fit(collector, bench)
 
 
-def _fit(collector: _Collector, bench: Bench) -> tuple[Bundle, CalibrationTable]:
+def _fit(collector: _Collector, bench: Bench) -> Heard:
     assert bench.bundle is not None
+    assert bench.model is not None
     grid, scores = bench.grid, np.array(collector.scores, np.float32)
     window_s, hop_s = grid.window_frames / grid.rate_hz, grid.hop_frames / grid.rate_hz
-    return bench.bundle, fit_calibration(scores, window_s=window_s, hop_s=hop_s)
+    table = fit_calibration(scores, window_s=window_s, hop_s=hop_s)
+    return Heard(bench.bundle, bench.model.engine.precision, table)

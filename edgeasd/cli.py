@@ -42,6 +42,7 @@ COMMANDS = {
     "check": Command("edgeasd.commands.check:check", "Check node, bundle, microphone and broker, with a fix for each."),
     "watch": Command("edgeasd.commands.watch:watch", "Watch what the nodes of a broker say, live."),
     "bundle": Command("edgeasd.commands.bundle:app", "Look into a bundle, verify, sign or install it."),
+    "engine": Command("edgeasd.commands.engine:app", "Build, list, measure and clear what runs a bundle."),
     "config": Command("edgeasd.commands.config:app", "Write, show, check and describe settings."),
     "service": Command("edgeasd.commands.service:app", "Run the node under systemd: install, uninstall, status."),
     "version": Command("edgeasd.commands.version:version", "Print the version."),
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # number of threads is for the recipe to say.
         for variable in _ONE_THREAD:
             os.environ.setdefault(variable, "1")
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else it reads the metadata of every package
         build_app(name)(args=arguments, prog_name="edgeasd")
     except EdgeasdError as exc:
         return _fail(exc)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges
 from edgeasd.capture.ring import Ring
-from edgeasd.capture.source import SourceSpec, open_microphone
+from edgeasd.capture.source import SourceSpec, open_source
 from edgeasd.capture.thread import CaptureThread
 from edgeasd.capture.windows import WindowReader
 from edgeasd.clock import FrameClock
@@ -24,10 +25,8 @@ from edgeasd.health.notify import Notifier, watchdog_s
 from edgeasd.line import HungError, Line, Several, Taker, Track
 from edgeasd.models.choosing import Choice, beginning, trust_of
 from edgeasd.models.store import ModelStore
-from edgeasd.models.swapping import LOOKED_AFTER, Swapping
 from edgeasd.node import Attendant, Node
 from edgeasd.reloading import Reloading, policy_of
-from edgeasd.reporter import Reporter, reporting
 from edgeasd.scoring.jury import Grid
 from edgeasd.settings import Settings
 from edgeasd.steering.attendant import Steering
@@ -35,15 +34,18 @@ from edgeasd.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from edgeasd.exporting import Exporter
+    from edgeasd.models.swapping import Swapping
+    from edgeasd.reporter import Reporter
 
 log = logging.getLogger(__name__)
 
 _STEP_S = 0.5
+_CARE_S = 1.0
 _STOP_S = 3.0
 _MAX_BACKLOG_BYTES = 512 << 20
 """Of the sound of all sources that waits to be judged."""
-_MIN_BLOCK_MS, _MAX_BLOCK_MS = 20, 250
-"""Sound is read in blocks of half a hop within these bounds: each wakes three threads, and a hop ends with a block."""
+_MIN_BLOCK_S, _MAX_BLOCK_S = 0.02, 0.5
+"""Sound is read in blocks of a hop, or of a part or multiple of it within these bounds: so windows end with blocks."""
 _STATUS_S = 2.0
 
 
@@ -65,6 +67,8 @@ def judge_options(settings: Settings, choice: Choice | None = None) -> JudgeOpti
         bundle=settings.bundle if choice is None else choice.bundle,
         trust=trust_of(settings) if choice is None and settings.bundle is not None else None,
         engine=settings.engine,
+        precision=settings.precision,
+        cache_dir=settings.engine_cache_dir,
         hop_s=settings.windows.hop_s,
         novelty=settings.novelty.enabled,
         policy=policy_of(settings),
@@ -81,19 +85,23 @@ def run(settings: Settings, options: RunOptions) -> None:
         raise SettingsError(
             "sources: none; give --device NAME, or sources in the settings (`edgeasd devices` lists them)"
         )
-    stop = threading.Event()
-    swapping = Swapping(ModelStore(settings.state_dir))
-    reloading = Reloading(options.load_again or (lambda: settings), listeners=[swapping.reload], theirs=LOOKED_AFTER)
+    stop, hangup = threading.Event(), threading.Event()
     notifier = Notifier(os.environ.get("NOTIFY_SOCKET"))
     with ExitStack() as stack:
-        stack.enter_context(_signals_heeded(stop, reloading))
+        stack.enter_context(_signals_heeded(stop, hangup))
         notifier.status("starting: reading the bundle")
-        start = stack.enter_context(beginning(settings, swapping.store))
-        swapping.begin(start)
+        store = ModelStore(settings.state_dir)
+        start = stack.enter_context(beginning(settings, store))
         plan = plan_judges(judge_options(settings, start.choice))
         doorbell = threading.Condition()
-        # Capture comes first: sound cards take their time to open, and engine and publisher load meanwhile.
+        # Capture comes first: sound cards take their time to open, and the first window its length to fill.
         tracks = stack.enter_context(capturing(settings, plan.grid, doorbell))
+        from edgeasd.models.swapping import LOOKED_AFTER, Swapping  # noqa: PLC0415  # with all that they bring
+        from edgeasd.reporter import reporting  # noqa: PLC0415
+
+        swapping = Swapping(store, start)
+        load = options.load_again or (lambda: settings)
+        reloading = Reloading(load, listeners=[swapping.reload], theirs=LOOKED_AFTER, asked=hangup)
         with notifier.patience("starting: the model is loaded and tested"):
             bench = stack.enter_context(seat_judges(plan))
         names = [source.name for source in settings.sources]
@@ -125,13 +133,13 @@ def _exporting(settings: Settings, reporter: Reporter) -> Iterator[Exporter | No
 
 
 @contextmanager
-def _signals_heeded(stop: threading.Event, reloading: Reloading) -> Iterator[None]:
+def _signals_heeded(stop: threading.Event, hangup: threading.Event) -> Iterator[None]:
     def request_stop(number: int, _frame: object) -> None:
         log.info("stopping on %s", signal.Signals(number).name)
         stop.set()
 
     def request_reload(_number: int, _frame: object) -> None:
-        reloading.request()
+        hangup.set()
 
     heeded = {signal.SIGTERM: request_stop, signal.SIGINT: request_stop, signal.SIGHUP: request_reload}
     before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
@@ -155,7 +163,7 @@ def capturing(settings: Settings, grid: Grid, doorbell: threading.Condition) -> 
                 rate_hz=grid.rate_hz,
                 channel=wanted.channel,
                 native_rate_hz=wanted.native_rate_hz,
-                block_ms=min(_MAX_BLOCK_MS, max(_MIN_BLOCK_MS, round(settings.windows.hop_s * 500))),
+                block_frames=_block_frames(grid),
             )
             tracks.append(_open_track(spec, grid, doorbell, max_backlog_s=settings.windows.max_backlog_s))
         yield tracks
@@ -167,6 +175,11 @@ def capturing(settings: Settings, grid: Grid, doorbell: threading.Condition) -> 
         left = [track for track in tracks if not track.thread.join(patience_s - track.thread.stopping_s())]
         if left and not hung:
             raise HungError(left[0], stalled_s=_STOP_S)
+
+
+def _block_frames(grid: Grid) -> int:
+    hop_s = grid.hop_frames / grid.rate_hz
+    return math.ceil(grid.hop_frames * math.ceil(_MIN_BLOCK_S / hop_s) / math.ceil(hop_s / _MAX_BLOCK_S))
 
 
 def _check_memory(settings: Settings, grid: Grid) -> None:
@@ -181,7 +194,7 @@ def _check_memory(settings: Settings, grid: Grid) -> None:
 
 def _open_track(spec: SourceSpec, grid: Grid, doorbell: threading.Condition, *, max_backlog_s: float) -> Track:
     backlog_frames = round(max_backlog_s * grid.rate_hz)
-    source = open_microphone(spec)
+    source = open_source(spec)
     clock = FrameClock(grid.rate_hz)
     ring = Ring(backlog_frames + 2 * grid.window_frames, policy="overwrite", doorbell=doorbell)
     reader = WindowReader(
@@ -241,7 +254,7 @@ class _Loop:
     def _look_after(self, now_s: float) -> None:
         if now_s < self._care_due_s:
             return
-        self._care_due_s = now_s + _STEP_S
+        self._care_due_s = now_s + _CARE_S
         node, reporter = self._node, self._node.reporter
         try:
             node.line.check()

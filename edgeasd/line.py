@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,7 +24,7 @@ from edgeasd.steering.switches import Switches
 HUNG_S = 5.0
 """A microphone speaks every second or two, present or not: one silent for longer hangs inside the sound system."""
 _BATCH_WINDOWS = 64
-"""Most windows of a source judged at once: bounds latency of the others when one has a backlog."""
+"""Most windows judged at once: bounds what the first of them waits for the last, and other sources for a backlog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ class Line:
     def __init__(self, tracks: Sequence[Track], pipeline: Pipeline, *, doorbell: threading.Condition) -> None:
         self.tracks = tuple(tracks)
         self._by_name = {track.source.name: track for track in tracks}
-        self._open = list(tracks)
+        self._open = deque(tracks)
+        self._seen_frames: dict[str, int] = {}
         self._pipeline = pipeline
         self._doorbell = doorbell
         self.switches = Switches()
@@ -110,7 +112,7 @@ class Line:
         items = self._collect()
         if not items:
             with self._doorbell:  # looked at once more under the lock: sound that came in between has rung already
-                if not any(track.reader.has_ready or track.reader.exhausted for track in self._open):
+                if not any(map(self._has_news, self._open)):
                     self._doorbell.wait(timeout_s)
             items = self._collect()
         self._judge(items, taker)
@@ -143,8 +145,23 @@ class Line:
         taker.ended(track)
 
     def _collect(self) -> list[Window | Skipped]:
-        found = [item for track in self._open for item in track.reader.ready(_BATCH_WINDOWS)]
+        """Take what is ready, of each source that has news its share, the next time from the next source on."""
+        news = [track for track in self._open if self._has_news(track)]
+        found: list[Window | Skipped] = []
+        share = max(2, _BATCH_WINDOWS // max(1, len(news)))  # who gives fewer than its share has no more
+        served = news[: _BATCH_WINDOWS // share]
+        for track in served:
+            head_frame, ready = track.ring.head_frame, track.reader.ready(share)
+            if len(ready) < share:
+                self._seen_frames[track.source.name] = head_frame
+            found += ready
+        if len(served) < len(news):
+            self._open.rotate(-1 - self._open.index(served[-1]))
         return [self.switches.passed(item) for item in found]
+
+    def _has_news(self, track: Track) -> bool:
+        """Return whether anything has come since all that was ready was taken."""
+        return track.ring.finished or track.ring.head_frame != self._seen_frames.get(track.source.name, 0)
 
     def _judge(self, items: Sequence[Window | Skipped], taker: Taker) -> None:
         for is_lost, group in groupby(items, lambda item: isinstance(item, Skipped)):

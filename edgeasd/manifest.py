@@ -23,6 +23,8 @@ N_QUANTILES = 257
 MAX_FFT = 1 << 16
 MAX_MELS = 1024
 MAX_WINDOW_FRAMES = 1 << 23
+MAX_GOLDEN_TOLERANCE = 0.25
+"""A graph of fewer bits that is farther off than this is another model."""
 _MAX_FAULT_CHARS = 300
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -88,7 +90,7 @@ class CalibrationTable(_Strict):
 class ReducedPrecision(_Strict):
     """What a graph of fewer bits says differently from the one in float32."""
 
-    golden_tolerance: Annotated[float, Field(gt=0, le=0.25)]
+    golden_tolerance: Annotated[float, Field(gt=0, le=MAX_GOLDEN_TOLERANCE)]
     """Largest deviation from a golden output s that is its rounding, as a share of 1 + |s|."""
     calibration: CalibrationTable
     """From its own scores of the same held-out normal sound."""

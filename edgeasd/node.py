@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgeasd.assembly import Bench
-from edgeasd.health.notify import Notifier
-from edgeasd.line import Line
-from edgeasd.reporter import Reporter
-from edgeasd.settings import Settings
+if TYPE_CHECKING:
+    from edgeasd.assembly import Bench
+    from edgeasd.health.notify import Notifier
+    from edgeasd.line import Line
+    from edgeasd.reporter import Reporter
+    from edgeasd.settings import Settings
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Node:
 
 
 class Attendant(Protocol):
-    """Whoever has something to look after; called by the thread that judges, at least twice a second."""
+    """Whoever has something to look after; called by the thread that judges, once a second at least."""
 
     def attend(self, node: Node, now_s: float) -> None:
         """Do what is due at `now_s`, monotonic; whatever takes longer than a few milliseconds belongs elsewhere."""

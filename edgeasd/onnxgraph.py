@@ -27,8 +27,8 @@ ALLOWED_OPS = frozenset(_ALLOWED_OPS.split())
 
 OPSETS = range(17, 23)
 IR_VERSIONS = range(8, 11)
-MAX_FIELDS = 40_000
-"""Bound on protobuf fields read: a model of a thousand nodes has about twenty thousand."""
+MAX_FIELDS = 20_000
+"""Bound on protobuf fields read, of all graphs of a bundle together: ours have about a thousand each."""
 
 FLOAT32 = 1
 _ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8}  # by TensorProto.DataType
@@ -91,14 +91,20 @@ class GraphInfo:
 
 def read_graph(model_onnx: bytes) -> GraphInfo:
     """Return what the model's bytes ask for; BundleError names the first thing that is malformed or not allowed."""
-    return _GraphReader().model(memoryview(model_onnx))
+    return GraphReader().read(model_onnx)
 
 
 @dataclass(slots=True)
-class _GraphReader:
+class GraphReader:
+    """Reads several graphs that share one bound on what reading them costs."""
+
     fields_left: int = field(default=MAX_FIELDS)
 
-    def model(self, data: memoryview) -> GraphInfo:
+    def read(self, model_onnx: bytes) -> GraphInfo:
+        """Return what a model's bytes ask for, as `read_graph` does."""
+        return self._model(memoryview(model_onnx))
+
+    def _model(self, data: memoryview) -> GraphInfo:
         fields = self._read(data, _MODEL)
         ir_version = _integer(fields, 1)
         if ir_version not in IR_VERSIONS:

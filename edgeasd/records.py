@@ -74,7 +74,7 @@ class Window:
     source: str
     first_frame: int
     samples: FloatArray
-    """Shape (window_frames,), full scale is 1.0; owned by this record."""
+    """Shape (window_frames,), full scale is 1.0; shared with windows that overlap it, and never written to."""
     captured_ns: int
     """Monotonic clock when the last frame of the window was in our hands."""
     follows: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from pydantic import BaseModel
@@ -22,7 +23,7 @@ class Reloading:
     """An attendant that loads the settings anew when it was asked to; wrong ones change nothing and end nothing.
 
     `listeners` are called with the node and the new settings once those are taken, the node's own holding what is in
-    force; `theirs` names the top-level settings that they look after.
+    force; `theirs` names the top-level settings that they look after. `asked` may be set by a signal handler.
     """
 
     def __init__(
@@ -31,21 +32,22 @@ class Reloading:
         *,
         listeners: Sequence[Callable[[Node, Settings], None]] = (),
         theirs: Collection[str] = (),
+        asked: threading.Event | None = None,
     ) -> None:
         self._load = load
         self._listeners = listeners
         self._theirs = frozenset(theirs)
-        self._asked = False
+        self._asked = asked or threading.Event()
 
     def request(self) -> None:
-        """Ask for a reload at the next turn of the loop; callable from a signal handler."""
-        self._asked = True
+        """Ask for a reload at the next turn of the loop."""
+        self._asked.set()
 
     def attend(self, node: Node, now_s: float) -> None:  # noqa: ARG002  # the protocol's
         """Reload if that was asked for."""
-        if not self._asked:
+        if not self._asked.is_set():
             return
-        self._asked = False
+        self._asked.clear()
         node.notifier.reloading()
         try:
             wanted = self._load()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 
 from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges
@@ -21,6 +23,7 @@ from edgeasd.errors import InputError
 from edgeasd.line import Line, Several, Taker, Track
 from edgeasd.publish.tables import EventTable, NoticeTable, Recording, ScoreTable
 from edgeasd.records import Confirmation, Event, EventType, Score, Skipped
+from edgeasd.scoring.alarm import make_ulid
 from edgeasd.scoring.listener import Said
 
 log = logging.getLogger(__name__)
@@ -46,15 +49,15 @@ class ReplayJob:
         """Return the recordings in the order in which they are replayed; InputError when there are none."""
         return discover(self.paths, glob=self.glob)
 
-    def label(self, path: Path) -> str:
-        """Return what a recording is called in the tables: its path below the folder it was found in."""
-        roots = [root for root in self.paths if root.is_dir() and path.is_relative_to(root)]
-        return path.relative_to(roots[0]).as_posix() if roots else path.name
+    def trees(self) -> list[Path]:
+        """Return the folders among the paths; with any, a bad recording is passed over and counted."""
+        return [path for path in self.paths if path.is_dir()]
 
-    @property
-    def forgiving(self) -> bool:
-        """Return whether a bad recording is passed over and counted: so in a tree, not when it was named."""
-        return any(path.is_dir() for path in self.paths)
+
+def label_of(path: Path, trees: Sequence[Path]) -> str:
+    """Return what a recording is called in the tables: its path below the folder it was found in."""
+    tree = next((tree for tree in trees if path.is_relative_to(tree)), None)
+    return path.name if tree is None else path.relative_to(tree).as_posix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ class ReplayResult:
     heard_s: float = 0.0
     wall_s: float = 0.0
     n_recordings: int = 0
+    n_before: int = 0
+    """Of these, what an earlier replay had done that was gone on with."""
+    n_missing: int = 0
+    """Recordings of other shards that are not done: while there are any, there are no tables."""
     n_windows: int = 0
     n_events: int = 0
     """Events that ended and were not taken back."""
@@ -80,10 +87,24 @@ class ReplayResult:
     """One line for each recording that could not be read."""
 
 
-class Tables:
-    """Writes what is said of one recording after another."""
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of one recording."""
 
-    def __init__(self, paths: TablePaths, bench: Bench) -> None:
+    duration_s: float
+    truncated: bool
+    """True when it ended before its header says."""
+
+
+class Tables:
+    """Writes what is said of one recording after another.
+
+    Events bear the names of their messages with `named_elsewhere`; else names that follow from what is said of them, so
+    that a replay that is repeated gives the same table.
+    """
+
+    def __init__(self, paths: TablePaths, bench: Bench, *, named_elsewhere: bool = False) -> None:
+        self._named_elsewhere = named_elsewhere
         self._scores = None
         if paths.scores is not None:
             pipeline = bench.pipeline
@@ -107,7 +128,7 @@ class Tables:
         elif isinstance(said, Event):
             self.n_events += said.event_type is EventType.END and said.confirmed is not False
             if self._events is not None:
-                self._events.take(self.recording, said)
+                self._events.take(self.recording, said if self._named_elsewhere else _named(said, self.recording))
         elif self._notices is not None:
             self._notices.take(self.recording, said)
 
@@ -129,6 +150,15 @@ class Tables:
                 table.close()
 
 
+def _named(event: Event, recording: Recording) -> Event:
+    """Return an event under a ULID of its start and of what is told of it."""
+    utc = recording.utc(event.start_frame)
+    told = f"{recording.file}\0{utc}\0{event.start_frame}\0{event.end_frame}\0{event.peak_score:.6g}"
+    rest = int.from_bytes(hashlib.sha256(told.encode(errors="surrogateescape")).digest()[:10], "big")
+    since_s = datetime.fromisoformat(utc).timestamp() if utc else float(recording.seconds(event.start_frame))
+    return replace(event, event_id=make_ulid(round(1e3 * since_s), rest))
+
+
 Report = Callable[[ReplayResult, Path], None]
 """Hears how far a replay has come, before each recording."""
 
@@ -145,26 +175,29 @@ def replay(
     `also` makes a second taker, such as one that publishes. InputError ends the replay at a recording that cannot be
     read, unless it was found in a tree: then it is passed over and counted.
     """
-    paths = job.recordings()
+    paths, trees = job.recordings(), job.trees()
     result = ReplayResult()
     began_s = time.monotonic()
     with ExitStack() as stack:
         bench = stack.enter_context(seat_judges(plan_judges(job.judges)))
-        written = Tables(tables, bench)
+        written = Tables(tables, bench, named_elsewhere=also is not None)
         stack.callback(written.discard)
         takers: list[Taker] = [written, *([] if also is None else [also(bench, stack)])]
         for path in paths:
             if report is not None:
                 report(result, path)
             try:
-                result.heard_s += _play(job, path, bench, takers, written=written)
+                heard = play(job, path, bench, takers, written=written, label=label_of(path, trees))
             except InputError as exc:
-                if not job.forgiving:
+                if not trees:
                     raise
                 log.warning("passed over: %s", exc)
                 result.bad.append(str(exc))
                 continue
             result.n_recordings += 1
+            result.heard_s += heard.duration_s
+            if heard.truncated:
+                warn_of_truncation(path)
         if not result.n_recordings:
             raise InputError(f"none of the {len(paths)} recordings can be read: {result.bad[0]}")
         written.close()
@@ -173,11 +206,19 @@ def replay(
     return result
 
 
-def _play(job: ReplayJob, path: Path, bench: Bench, takers: Sequence[Taker], *, written: Tables) -> float:
-    """Run one recording through the line; return its length in seconds."""
+def warn_of_truncation(path: Path) -> None:
+    """Say that a recording was judged as far as it goes."""
+    log.warning("%s ends before its header says; what there is was judged", path.name)
+
+
+def play(job: ReplayJob, path: Path, bench: Bench, takers: Sequence[Taker], *, written: Tables, label: str) -> Heard:
+    """Run one recording through the line; InputError when it cannot be read, or not to its end.
+
+    The judges know nothing of it afterwards, whatever happened.
+    """
     rate_hz = bench.grid.rate_hz
     source = FileSource(path, name=job.source, rate_hz=rate_hz, channel=job.channel, speed=job.speed)
-    written.recording = Recording(job.label(path), rate_hz=rate_hz, origin_utc_ns=source.began_utc_ns)
+    written.recording = Recording(label, rate_hz=rate_hz, origin_utc_ns=source.began_utc_ns)
     # Without a known start a paced replay is told as happening now, and a fast one as beginning now.
     paced = source.began_utc_ns is None and job.speed == 1.0
     clock = FrameClock(rate_hz, origin_utc_ns=None if paced else source.began_utc_ns or time.time_ns())
@@ -187,13 +228,13 @@ def _play(job: ReplayJob, path: Path, bench: Bench, takers: Sequence[Taker], *, 
     reader = WindowReader(
         ring, source=job.source, window_frames=bench.grid.window_frames, hop_frames=bench.grid.hop_frames
     )
-    with CaptureThread(source, ring, clock=clock) as thread:
+    with ExitStack() as stack:
+        stack.callback(bench.pipeline.finish, job.source)  # after an error; the line has done so otherwise
+        thread = stack.enter_context(CaptureThread(source, ring, clock=clock))
         line = Line([Track(source, clock, ring, thread, reader)], bench.pipeline, doorbell=doorbell)
         all_takers = Several(takers)
         while line.running:
             line.step(all_takers, timeout_s=_WAIT_S)
     if thread.failure is not None:
         raise thread.failure
-    if source.truncated:
-        log.warning("%s ends before its header says; what there is was judged", path.name)
-    return source.duration_s
+    return Heard(source.duration_s, source.truncated)

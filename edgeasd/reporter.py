@@ -139,6 +139,7 @@ class Reporter:
         bundle = self._bench.bundle
         fallen_back = protocol == "3.1.1" and settings.mqtt.protocol == "5"
         warnings = ["the broker does not speak MQTT 5: what it refuses is lost without a word"] if fallen_back else []
+        warnings += [*without_effect(settings), *self._bench.warnings]
         info = NodeInfo(
             version=__version__,
             backend=self._bench.engine_name,
@@ -147,7 +148,8 @@ class Reporter:
             config_sha256=digest(settings),
             sources=tuple(self._standing),
             mqtt_protocol=protocol,
-            warnings=(*warnings, *without_effect(settings), *chain.from_iterable(self._warnings.values())),
+            engine=self._bench.engine_info,
+            warnings=(*warnings, *chain.from_iterable(self._warnings.values())),
             overrides=self.overrides,
             model=self.model,
         )

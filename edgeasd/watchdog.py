@@ -11,10 +11,12 @@ log = logging.getLogger(__name__)
 
 _UNWATCHED_S = 30.0
 _MAX_STALLS = 3
+_PINGS = 10
+"""How often we speak within the time that we have."""
 
 
 class Watchdog:
-    """An attendant that says WATCHDOG=1 at each turn of the judging loop, by being asked, if the other loops turn too.
+    """An attendant that says WATCHDOG=1 while the judging loop turns, by being asked, if the other loops turn too.
 
     Each loop has the time that the supervisor gives to the whole. A capture loop turns with every block of sound, and
     with every gap while its device is known to be away. A loop that has stood still for so long is named in the log,
@@ -25,9 +27,13 @@ class Watchdog:
         """`limit_s` is the supervisor's; None when there is none: what stands still is then only logged."""
         self._limit_s = limit_s or _UNWATCHED_S
         self._told = ""
+        self._due_s = 0.0
 
     def attend(self, node: Node, now_s: float) -> None:
         """Say that there was progress, or what stands still."""
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + self._limit_s / _PINGS
         still = self._standing_still(node, now_s)
         if not still:
             self._told = ""

@@ -147,7 +147,7 @@ def listen(
     if not cards.exists():
         cards.parent.mkdir(exist_ok=True)
         cards.write_text(" 0 [card           ]: USB-Audio - card\n                      A card\n")
-    spec = SourceSpec(**{"name": "mic", "device": "card", "rate_hz": 16_000, **options})
+    spec = SourceSpec(**{"name": "mic", "device": "card", "rate_hz": 16_000, "block_frames": 1600, **options})
     source = MicrophoneSource(
         spec,
         audio=PortAudio(load=lambda: card, probe=list),

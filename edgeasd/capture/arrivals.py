@@ -7,8 +7,10 @@ from edgeasd.clock import NS_PER_S
 _PERIOD_NS = 2 * NS_PER_S
 """Blocks come late for many reasons; within two seconds one comes as early as it can."""
 _PAUSE_NS = NS_PER_S // 2
-"""After a pause this long the sound that has piled up comes first: what is late then says nothing yet."""
+"""After a pause so much longer than a block what has piled up comes first: that it is late says nothing yet."""
 _TOLERANCE_NS = 50_000_000
+_MAX_BLOCK_NS = NS_PER_S // 4
+"""Of longer blocks it is known when they were ready, give or take less than this."""
 _MAX_DRIFT = 500e-6
 """Clocks of sound cards are not further off than this; what is beyond is loss."""
 _RATE_PERIOD_NS = 30 * NS_PER_S
@@ -20,15 +22,17 @@ _TOO_SLOW = 0.02
 class Arrivals:
     """Holds the frame count of one source against the monotonic clock.
 
-    A loss is what is missing when for two seconds no block came less than 50 ms and a block's length behind the count;
-    less is taken for drift of the card's clock and followed. (After a hang of the sound system, blocks may be cut at
-    other places than before, and so be ready up to their length later, without any loss.) Frame 0 keeps its place in
-    time over absences of the device.
+    A loss is what is missing when for two seconds no block came less than 50 ms and a block's length, or a quarter of a
+    second, behind the count; less is taken for drift of the card's clock and followed. (After a hang of the sound
+    system, blocks may be cut at other places than before, and so be ready up to their length later, without any loss.)
+    Frame 0 keeps its place in time over absences of the device.
     """
 
-    def __init__(self, rate_hz: int, *, block_ms: int) -> None:
+    def __init__(self, rate_hz: int, *, block_frames: int) -> None:
         self._ns_per_frame = NS_PER_S / rate_hz
-        self._tolerance_ns = _TOLERANCE_NS + block_ms * 1_000_000
+        block_ns = block_frames * self._ns_per_frame
+        self._pause_ns = _PAUSE_NS + block_ns
+        self._tolerance_ns = _TOLERANCE_NS + min(_MAX_BLOCK_NS, block_ns)
         self._origin_ns: float | None = None
         self._place_ns: float | None = None  # of frame 0 by the clock, from the first stream on
         self._is_first = True
@@ -73,7 +77,7 @@ class Arrivals:
             if self._is_first:
                 self._place_ns = self._origin_ns
             late_ns = 0.0
-        if now_ns - self._last_ns > _PAUSE_NS:
+        if now_ns - self._last_ns > self._pause_ns:
             self._begin_period(now_ns)
         self._last_ns = now_ns
         self._least_late_ns = min(self._least_late_ns, late_ns)

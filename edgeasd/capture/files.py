@@ -207,6 +207,13 @@ def _open(path: Path) -> tuple[Reader, int, int, int, int | None]:
     return wav, info.rate_hz, info.n_channels, info.n_frames, start_utc_ns(path.name, info)
 
 
+def length_s(path: Path) -> float:
+    """Return the length of a recording as its header says, s; InputError when it cannot be read."""
+    reader, rate_hz, _, n_frames, _ = _open(path)
+    reader.close()
+    return n_frames / rate_hz
+
+
 def discover(paths: Sequence[Path], *, glob: str | None = None) -> list[Path]:
     """Return the recordings among files and directory trees, sorted, each once; InputError when there are none.
 

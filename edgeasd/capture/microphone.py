@@ -77,7 +77,7 @@ class MicrophoneSource:
         self._pause = pause
         self._stop = threading.Event()
         self._backoff = Backoff()
-        self._arrivals = Arrivals(spec.rate_hz, block_ms=spec.block_ms)
+        self._arrivals = Arrivals(spec.rate_hz, block_frames=spec.block_frames)
         self._refused_rates_hz: set[int] = set()
         self._next_frame = 0
         self._marked = False  # whether a gap is the last thing that was told
@@ -131,7 +131,7 @@ class MicrophoneSource:
         base_frame: int | None = None  # where the contiguous stretch began
         while not (self._stop.is_set() or self._audio.recalled):
             try:
-                samples, overflowed = stream.read()
+                samples, overflowed = stream.read(converter.until(self._spec.block_frames))
             except UnavailableError as trouble:
                 self._note(trouble)
                 break
@@ -146,7 +146,8 @@ class MicrophoneSource:
             elif overflowed:
                 yield from self._splice(converter, 1, now_ns)
                 base_frame = self._next_frame
-            yield from self._block(converter.push(samples), now_ns)
+            samples = converter.push(samples)
+            yield from self._block(samples, now_ns - round(converter.lag * NS_PER_S / self.rate_hz))
             n_lost = self._arrivals.observe(base_frame + converter.position, now_ns)
             if n_lost:
                 yield from self._splice(converter, n_lost, now_ns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,13 +146,17 @@ class Ring:
             self._copy_out(segment.address + first_frame - segment.first_frame, out)
             return True
 
-    def captured_ns(self, end_frame: int) -> int:
-        """Return the monotonic time when the last frame before `end_frame` was in our hands."""
+    def captured_ns(self, end_frames: Iterable[int]) -> list[int]:
+        """Return the monotonic time when the last frame before each of `end_frames`, rising, was in our hands."""
+        found: list[int] = []
         with self._lock:
-            for arrived_end_frame, captured_ns in self._arrivals:
-                if end_frame <= arrived_end_frame:
-                    return captured_ns
-        raise AssertionError("captured_ns asked for frames that are not in the ring")
+            arrivals = iter(self._arrivals)
+            arrived_end_frame, captured_ns = 0, 0
+            for end_frame in end_frames:
+                while arrived_end_frame < end_frame:
+                    arrived_end_frame, captured_ns = next(arrivals)
+                found.append(captured_ns)
+        return found
 
     def release(self, frame: int) -> None:
         """Give up everything before `frame`: the reader will not come back to it."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeasd.capture.alsa import Alsa, card_of, names_card
-from edgeasd.capture.convert import Channel, to_mono
+from edgeasd.capture.convert import Channel, longest_lag, to_mono
 from edgeasd.capture.devices import resolve
 from edgeasd.capture.portaudio import PortAudio, PortDevice, error_text, input_devices
 from edgeasd.capture.source import SourceSpec
@@ -18,15 +18,16 @@ from edgeasd.errors import EdgeasdError, NoPermissionError, UnavailableError
 from edgeasd.records import FloatArray
 
 _NATIVE_RATES_HZ = (48_000, 44_100, 32_000, 96_000, 192_000, 22_050, 16_000, 8_000)
-_BUFFER_BLOCKS = 4
-"""PortAudio splits the latency it is asked for into four periods: so one period is one block, and one wake-up."""
+_BUFFER_BLOCKS, _BUFFER_LIMIT_S = 4, 1.0
+"""PortAudio splits the latency it is asked for into four periods: so a period is a block, or a part of it."""
 _MAX_REAL_CHANNELS = 8
 """A device that claims more is no card but a plugin, which mixes down to as many as it is asked for."""
 _INVALID_RATE = -9997
 _SHORTEST_WAIT_S = 0.025
 """A sound server gives its sound in driblets: to ask for each costs more than the reading."""
-_NEVER = threading.Event()
+_NEVER = threading.Lock()
 """Waited for in place of time.sleep, which fails under libfaketime: the rig's way to make the wall clock jump."""
+_NEVER.acquire()
 
 
 class AppearedError(UnavailableError):
@@ -43,20 +44,19 @@ class InputStream:
     native_rate_hz: int
     n_channels: int
     _audio: PortAudio
-    _block_frames: int
     _channel: Channel
     _error: Any
 
-    def read(self) -> tuple[FloatArray, bool]:
-        """Wait for the next block; return mono samples, shape (n,), and whether sound was lost before it, if known.
+    def read(self, n_frames: int) -> tuple[FloatArray, bool]:
+        """Wait for so many native frames; return them as mono, and whether sound was lost before them, if known.
 
         UnavailableError when the device is gone.
         """
         try:
-            while (missing_s := self._missing_s()) > 0.0:
-                _NEVER.wait(max(_SHORTEST_WAIT_S, missing_s))
+            while (n_missing := n_frames - self._available()) > 0:
+                _NEVER.acquire(timeout=max(_SHORTEST_WAIT_S, n_missing / self.native_rate_hz))
             with self._audio.call():
-                raw, overflowed = self.raw.read(self._block_frames)
+                raw, overflowed = self.raw.read(n_frames)
         except self._error as error:
             raise UnavailableError(f"{self.device_name}: lost ({error_text(error)})") from error
         samples = np.frombuffer(raw, dtype=np.float32)
@@ -65,15 +65,11 @@ class InputStream:
         return samples, overflowed
 
     def waiting_s(self) -> float:
-        """Return how much sound has come behind the block that was read last: so much older its end is."""
+        """Return how much sound has come behind what was read last: so much older its end is."""
         try:
             return max(0, self._available()) / self.native_rate_hz
         except self._error:
             return 0.0
-
-    def _missing_s(self) -> float:
-        """Return how much sound is missing until a block is there."""
-        return (self._block_frames - self._available()) / self.native_rate_hz
 
     def _available(self) -> int:
         with self._audio.call():
@@ -149,21 +145,24 @@ def _open(
                 channels=n_channels,
                 samplerate=rate_hz,
                 dtype="float32",
-                latency=_BUFFER_BLOCKS * spec.block_ms / 1000,
+                latency=_latency_s(spec, rate_hz),
             )
             _start(raw)
         except sounddevice.PortAudioError as error:
             if _code(error) == _INVALID_RATE:
                 continue
             raise _explain(device, spec, error, alsa) from error
-        block_frames = max(1, rate_hz * spec.block_ms // 1000)
-        return InputStream(
-            raw, device.name, rate_hz, n_channels, audio, block_frames, spec.channel, sounddevice.PortAudioError
-        )
+        return InputStream(raw, device.name, rate_hz, n_channels, audio, spec.channel, sounddevice.PortAudioError)
     if not rates_hz:
         raise UnavailableError(f"{spec.device}: delivered at none of its rates what it promised")
     tried = ", ".join(str(rate_hz) for rate_hz in rates_hz)
     raise UnavailableError(f"{spec.device}: opens at none of {tried} Hz; set native_rate_hz to a rate it has")
+
+
+def _latency_s(spec: SourceSpec, rate_hz: int) -> float:
+    """Return how much sound is to be held for us: never less than what one reading asks for."""
+    blocks_s = min(_BUFFER_LIMIT_S, _BUFFER_BLOCKS * spec.block_frames / spec.rate_hz)
+    return blocks_s + longest_lag(rate_hz, spec.rate_hz) / spec.rate_hz
 
 
 def _start(raw: Any) -> None:

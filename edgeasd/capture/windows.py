@@ -102,16 +102,18 @@ class WindowReader:
         return min(n_waiting - self._max_backlog_windows, self._whole_windows(stretch))
 
     def _cut(self, stretch: Stretch, items: list[Window | Skipped], *, limit: int) -> None:
-        for _ in range(min(self._whole_windows(stretch), limit - len(items))):
-            samples = np.empty(self._window_frames, dtype=np.float32)
-            end_frame = self._next_frame + self._window_frames
-            if not self._ring.read(self._next_frame, samples):
-                return  # overwritten since the stretch was measured
-            captured_ns = self._ring.captured_ns(end_frame)
-            items.append(Window(self._source, self._next_frame, samples, captured_ns, self._follows))
+        n_windows = min(self._whole_windows(stretch), limit - len(items))
+        samples = np.empty((n_windows - 1) * self._hop_frames + self._window_frames, dtype=np.float32)
+        if not self._ring.read(self._next_frame, samples):
+            return  # overwritten since the stretch was measured
+        firsts = range(0, n_windows * self._hop_frames, self._hop_frames)
+        arrivals_ns = self._ring.captured_ns(self._next_frame + first + self._window_frames for first in firsts)
+        for first, captured_ns in zip(firsts, arrivals_ns, strict=True):
+            own = samples[first : first + self._window_frames]
+            items.append(Window(self._source, self._next_frame, own, captured_ns, self._follows))
             self._next_frame += self._hop_frames
-            self._covered_frame = end_frame
             self._follows = True
+        self._covered_frame = self._next_frame - self._hop_frames + self._window_frames
 
     def _pass_over(self, end_frame: int, reason: LossReason, items: list[Window | Skipped]) -> None:
         """Go on at `end_frame`; what lies before it and is in no window yet is lost for `reason`."""

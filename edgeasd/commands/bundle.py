@@ -11,7 +11,7 @@ from edgeasd.commands.common import ConfigOption, JsonOption, print_json
 
 if TYPE_CHECKING:
     from edgeasd.bundle import Bundle
-    from edgeasd.engine import EngineKind
+    from edgeasd.engine import EngineKind, PrecisionWish
     from edgeasd.settings import Settings
     from edgeasd.signing import Trust
 
@@ -113,15 +113,18 @@ def install(
 
 
 @app.command("try", hidden=True)
-def try_bundle(file: BundleArgument, *, engine: str = "auto") -> None:
+def try_bundle(
+    file: BundleArgument, *, engine: str = "auto", precision: str = "fp32", cache_dir: Path | None = None
+) -> None:
     """Run the golden test within limits on memory and time; what `bundle install` and a node start for a new bundle."""
     from edgeasd.bundle import read_bundle
     from edgeasd.engine import open_engine
     from edgeasd.models.sidetest import limit_this_process
 
-    limit_this_process(file)
+    kind = cast("EngineKind", engine)
+    limit_this_process(file, engine=kind)
     bundle = read_bundle(file)
-    open_engine(bundle, cast("EngineKind", engine)).close()
+    open_engine(bundle, kind, precision=cast("PrecisionWish", precision), cache_dir=cache_dir).close()
     print(bundle.sha256)
 
 
@@ -135,6 +138,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "sample_rate": f"{manifest.sample_rate_hz} Hz",
         "window": f"{manifest.window_frames / manifest.sample_rate_hz:g} s",
         "outputs": ", ".join(manifest.outputs),
+        "precisions": ", ".join(bundle.precisions),
     }
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeasd.commands.common import BundleOption, ConfigOption, EngineOption, HopOption
+from edgeasd.commands.common import BundleOption, ConfigOption, EngineOption, HopOption, PrecisionOption
 from edgeasd.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgeasd.bundle import Bundle, CalibrationTable
+    from edgeasd.calibrating import Heard
     from edgeasd.settings import Settings
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913  # one parameter an option
     recordings: Annotated[
         list[Path] | None, typer.Argument(help="Recordings of normal sound; none: listen to --device.")
     ] = None,
@@ -27,6 +27,7 @@ def calibrate(
     bundle: BundleOption = None,
     hop: HopOption = None,
     engine: EngineOption = None,
+    precision: PrecisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Learn on site what a bundle's scores mean there.
@@ -44,6 +45,7 @@ def calibrate(
     overrides = {
         "bundle": bundle,
         "engine": engine,
+        "precision": precision,
         "windows": {"hop_s": hop},
         "alarm": {"false_alarms": far},
         "sources": [{"name": "mic0", "device": device}] if device else None,
@@ -53,19 +55,19 @@ def calibrate(
     if settings.bundle is None and choice is None:
         raise UsageError("--bundle: none given; without a bundle there is nothing to calibrate")
     if recordings:
-        found, table = hear_recordings(settings, choice, recordings)
+        heard = hear_recordings(settings, choice, recordings)
     else:
         print(f"listening to {device} for {minutes:g} minutes", file=sys.stderr)
-        found, table = hear_microphone(settings, choice, duration_s=60.0 * minutes)
-    path = save_site_calibration(settings.state_dir, found, table)
-    print(_report(settings, found, table, path))
+        heard = hear_microphone(settings, choice, duration_s=60.0 * minutes)
+    path = save_site_calibration(settings.state_dir, heard.bundle, heard.table, heard.precision)
+    print(_report(settings, heard, path))
 
 
-def _report(settings: Settings, bundle: Bundle, table: CalibrationTable, path: Path) -> str:
+def _report(settings: Settings, heard: Heard, path: Path) -> str:
     from edgeasd.scoring.calibration import Calibration
 
-    rate = settings.alarm.false_alarms
-    new, old = Calibration(table), Calibration(bundle.manifest.calibration)
+    rate, table = settings.alarm.false_alarms, heard.table
+    new, old = Calibration(table), Calibration(heard.bundle.calibration(heard.precision))
     p_value = new.p_for_alarms(24.0 * rate.per_hour, hop_s=table.hop_s)
     reach, start, start_before = new.extrapolation(p_value), new.score_at(p_value), old.score_at(p_value)
     lines = [

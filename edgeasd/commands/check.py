@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgeasd.commands.checks import Finding, Reporter, exit_code_of
-from edgeasd.commands.common import ConfigOption, JsonOption, MqttOption, print_json
+from edgeasd.commands.common import ConfigOption, EngineOption, JsonOption, MqttOption, PrecisionOption, print_json
 
 if TYPE_CHECKING:
     from edgeasd.settings import Resolved
 
 
-def check(config: ConfigOption = None, *, mqtt: MqttOption = None, as_json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None,
+    *,
+    mqtt: MqttOption = None,
+    engine: EngineOption = None,
+    precision: PrecisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Check node, bundle, microphone and broker, with a fix for each.
 
     Prints ok, warn or fail a line; exits with the code of the first failure, 0 without one.
@@ -23,7 +30,8 @@ def check(config: ConfigOption = None, *, mqtt: MqttOption = None, as_json: Json
     from edgeasd.settings import resolve_settings
 
     findings = []
-    for finding in _all(resolve_settings(config, {"mqtt": {"url": mqtt}})):
+    overrides = {"mqtt": {"url": mqtt}, "engine": engine, "precision": precision}
+    for finding in _all(resolve_settings(config, overrides)):
         findings.append(finding)
         if not as_json:
             print(_line(finding), flush=True)

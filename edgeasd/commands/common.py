@@ -25,6 +25,9 @@ BundleOption = Annotated[Path | None, typer.Option("--bundle", "-b", metavar="FI
 EngineOption = Annotated[
     str | None, typer.Option("--engine", metavar="auto|onnx|torch|tensorrt", help="What runs the model.")
 ]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", metavar="auto|fp32|fp16|int8", help="In which numbers it computes.")
+]
 HopOption = Annotated[
     float | None, typer.Option("--hop", metavar="SECONDS", help="Time from window to window. Default: 0.5.")
 ]

@@ -103,10 +103,7 @@ def _listen(spec: SourceSpec, listen_s: float) -> Heard:
 def _next_second(stream: InputStream) -> FloatArray:
     import numpy as np
 
-    blocks: list[FloatArray] = []
-    while sum(len(block) for block in blocks) < stream.native_rate_hz:
-        blocks.append(stream.read()[0])
-    return np.concatenate(blocks)
+    return np.concatenate([stream.read(stream.native_rate_hz // 10)[0] for _ in range(10)])
 
 
 if __name__ == "__main__":

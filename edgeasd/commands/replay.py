@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from edgeasd.commands.common import BundleOption, ConfigOption, EngineOption, HopOption, MqttOption
+from edgeasd.commands.archiving import ended_by_sigterm, shard_of, shown_progress
+from edgeasd.commands.common import BundleOption, ConfigOption, EngineOption, HopOption, MqttOption, PrecisionOption
 from edgeasd.errors import UsageError
 from edgeasd.publish.wire import checked_name
 
 if TYPE_CHECKING:
     from edgeasd.assembly import Bench
     from edgeasd.line import Taker
-    from edgeasd.replay import ReplayResult
+    from edgeasd.replay import ReplayJob, ReplayResult, TablePaths
     from edgeasd.settings import Settings
 
 FOUND_ANOMALIES = 3
@@ -44,7 +45,18 @@ def replay(  # noqa: PLR0913  # one parameter an option
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help=f"Exit with {FOUND_ANOMALIES} when an event was found.")
     ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Processes. Default: one a core, where it is worth it.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only the I-th of N shares; the last to end writes the tables.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a replay into these tables stopped.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(metavar="local|auto|ADDRESS", help="Play on a Ray cluster. Needs edgeasd[ray].")
+    ] = None,
     engine: EngineOption = None,
+    precision: PrecisionOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Replay recordings through the very line that hears microphones.
@@ -55,11 +67,10 @@ def replay(  # noqa: PLR0913  # one parameter an option
     from edgeasd.models.choosing import choose
     from edgeasd.publishing import without_broker
     from edgeasd.replay import ReplayJob, TablePaths
-    from edgeasd.replay import replay as run_replay
-    from edgeasd.reporter import reporting
     from edgeasd.settings import load_settings
 
-    overrides = {"bundle": bundle, "engine": engine, "windows": {"hop_s": hop}, "mqtt": {"url": mqtt}}
+    judges = {"bundle": bundle, "engine": engine, "precision": precision}
+    overrides = {**judges, "windows": {"hop_s": hop}, "mqtt": {"url": mqtt}}
     settings = load_settings(config, overrides)
     to_broker = publish or mqtt is not None
     if to_broker and settings.mqtt.address is None:
@@ -72,19 +83,43 @@ def replay(  # noqa: PLR0913  # one parameter an option
         speed=_speed(speed),
         source=source,
     )
-    outlet = _beside_the_node(settings, node) if to_broker else without_broker(settings)
-
-    def publisher(bench: Bench, stack: ExitStack) -> Taker:
-        return stack.enter_context(reporting(outlet, bench, [source]))
-
-    prints = not (to_broker or out or events or notices)
     tables = TablePaths(
         _apart("--out", out), _apart("--events", events, out), _apart("--notices", notices, out, events)
     )
-    result = run_replay(job, tables, also=publisher if to_broker or prints else None, report=_progress)
+    division = {"--jobs": jobs, "--shard": shard, "--resume": resume or None, "--ray": ray}
+    given = [flag for flag, value in division.items() if value is not None]
+    if to_broker or not (out or events or notices) or job.speed is not None:
+        if given:
+            raise UsageError(f"{given[0]}: only where recordings are replayed into tables, at full speed, unpublished")
+        outlet = _beside_the_node(settings, node) if to_broker else without_broker(settings)
+        result = _one_by_one(job, tables, outlet, publishes=to_broker or not (out or events or notices))
+    else:
+        result = _divided(job, tables, jobs=jobs, shard=shard, resume=resume, ray=ray)
     print(_summary(result), file=sys.stderr)
     if fail_on_anomaly and result.n_events:
         raise typer.Exit(FOUND_ANOMALIES)
+
+
+def _one_by_one(job: ReplayJob, tables: TablePaths, outlet: Settings, *, publishes: bool) -> ReplayResult:
+    """Replay in this process: at a pace, or into messages."""
+    from edgeasd.replay import replay as run_replay
+    from edgeasd.reporter import reporting
+
+    def publisher(bench: Bench, stack: ExitStack) -> Taker:
+        return stack.enter_context(reporting(outlet, bench, [job.source]))
+
+    return run_replay(job, tables, also=publisher if publishes else None, report=_progress)
+
+
+def _divided(
+    job: ReplayJob, tables: TablePaths, *, jobs: int | None, shard: str | None, resume: bool, ray: str | None
+) -> ReplayResult:
+    """Replay into tables, on as many cores as there are."""
+    from edgeasd.archive import ArchiveOptions, replay_archive
+
+    options = ArchiveOptions(jobs=jobs, shard=shard_of(shard), resume=resume, ray=ray)
+    with ended_by_sigterm(), shown_progress() as watch:
+        return replay_archive(job, tables, options, watch=watch)
 
 
 def _beside_the_node(settings: Settings, name: str | None) -> Settings:
@@ -132,9 +167,11 @@ def _progress(result: ReplayResult, path: Path) -> None:
 
 def _summary(result: ReplayResult) -> str:
     speed = result.heard_s / max(1e-9, result.wall_s)
+    before = f" ({result.n_before} of them before)" if result.n_before else ""
     bad = f", {len(result.bad)} passed over" if result.bad else ""
+    missing = f"; the tables wait for {result.n_missing} recordings of other shards" if result.n_missing else ""
     start = "\r\x1b[K" if sys.stderr.isatty() else ""
     return (
-        f"{start}{result.n_recordings} recordings{bad}, {result.heard_s:.1f} s in {result.wall_s:.2f} s "
-        f"({speed:.0f} x): {result.n_windows} windows, {result.n_events} events"
+        f"{start}{result.n_recordings} recordings{before}{bad}, {result.heard_s:.1f} s in {result.wall_s:.2f} s "
+        f"({speed:.0f} x): {result.n_windows} windows, {result.n_events} events{missing}"
     )

@@ -17,12 +17,17 @@ from edgeasd.commands.common import (
     EngineOption,
     HopOption,
     MqttOption,
+    PrecisionOption,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgeasd.settings import Settings
+
+
+_SWITCH_S = 0.0005
+"""A thread that captures or publishes waits so long for the one that judges, at each call of the system it makes."""
 
 
 def run(  # noqa: PLR0913  # one parameter an option
@@ -36,6 +41,7 @@ def run(  # noqa: PLR0913  # one parameter an option
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the messages, send none.")] = False,
     hop: HopOption = None,
     engine: EngineOption = None,
+    precision: PrecisionOption = None,
     node: Annotated[str | None, typer.Option(metavar="NAME", help="Name of this node in topics.")] = None,
     log_format: Annotated[str | None, typer.Option(metavar="auto|journal|json|text", help="Form of the log.")] = None,
 ) -> None:
@@ -48,12 +54,12 @@ def run(  # noqa: PLR0913  # one parameter an option
     from edgeasd.daemon import run as run_daemon
     from edgeasd.line import HungError
     from edgeasd.logs import set_up_logging
-    from edgeasd.publishing import without_broker
     from edgeasd.settings import load_settings
 
     overrides: dict[str, Any] = {
         "bundle": bundle,
         "engine": engine,
+        "precision": precision,
         "windows": {"hop_s": hop},
         "mqtt": {"url": mqtt},
         "node": {"name": node},
@@ -63,9 +69,14 @@ def run(  # noqa: PLR0913  # one parameter an option
 
     def load() -> Settings:
         settings = load_settings(config, overrides)
-        return without_broker(settings) if dry_run else settings
+        if not dry_run:
+            return settings
+        from edgeasd.publishing import without_broker
+
+        return without_broker(settings)
 
     _leave_no_core()
+    sys.setswitchinterval(_SWITCH_S)
     settings = load()
     set_up_logging(level=settings.log.level, form=settings.log.format)
     faulthandler.enable()  # a watchdog that runs out ends us by SIGABRT: say where every thread stood

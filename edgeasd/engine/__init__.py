@@ -10,12 +10,14 @@ from typing import Literal, Protocol
 import numpy as np
 
 from edgeasd.bundle import Bundle, Golden
-from edgeasd.errors import BundleError, EdgeasdError, UnavailableError
+from edgeasd.errors import BundleError
 from edgeasd.manifest import Precision
 from edgeasd.records import FloatArray
 
 EngineName = Literal["onnx", "torch", "tensorrt"]
 EngineKind = Literal["auto", "onnx", "torch", "tensorrt"]
+PrecisionWish = Literal["auto", "fp32", "fp16", "int8"]
+"""A precision, or the fastest of those that the bundle has."""
 
 GOLDEN_TOLERANCE = 1e-4
 """Largest deviation from a golden output s that is float32 rounding, as a share of 1 + |s|."""
@@ -75,25 +77,17 @@ def open_engine(
     bundle: Bundle,
     kind: EngineKind = "auto",
     *,
-    precision: Precision = "fp32",
-    cache_dir: Path | None = None,  # noqa: ARG001  # engines that build something keep it there
+    precision: PrecisionWish = "fp32",
+    cache_dir: Path | None = None,
 ) -> Engine:
-    """Return an engine that has passed the bundle's golden test.
+    """Return an engine that has passed the bundle's golden test; `auto` is the fastest of those that do.
 
     UnavailableError names the extra to install; BundleError says by how much the golden test is missed, or that the
-    bundle has no graph in that precision.
+    bundle has no graph in that precision. What takes long to build or to find out is kept in `cache_dir`.
     """
-    if kind in ("torch", "tensorrt"):
-        raise UnavailableError(f"engine {kind}: not in this version, which has onnx; it will need edgeasd[{kind}]")
-    from edgeasd.engine.onnx import OnnxEngine  # noqa: PLC0415  # engines import their contract from here
+    from edgeasd.engine.choosing import choose_engine  # noqa: PLC0415  # engines import their contract from here
 
-    engine = OnnxEngine(bundle.graph(precision), precision=precision)
-    try:
-        check_golden(engine, bundle.golden, tolerance=golden_tolerance(bundle, precision))
-    except EdgeasdError as exc:
-        engine.close()
-        raise BundleError(f"{bundle.path}: {exc}") from exc
-    return engine
+    return choose_engine(bundle, kind, precision=precision, cache_dir=cache_dir).engine
 
 
 def golden_tolerance(bundle: Bundle, precision: Precision) -> float:
@@ -101,14 +95,25 @@ def golden_tolerance(bundle: Bundle, precision: Precision) -> float:
     return GOLDEN_TOLERANCE if precision == "fp32" else bundle.manifest.precisions[precision].golden_tolerance
 
 
-def check_golden(engine: Engine, golden: Golden, *, tolerance: float = GOLDEN_TOLERANCE) -> None:
-    """Ask the engine what it was asked where the model was trained; BundleError when it answers otherwise."""
+def golden_deviations(engine: Engine, golden: Golden) -> dict[str, float]:
+    """Return how far each output is off the golden one s, at most, as a share of 1 + the window's largest |s|.
+
+    BundleError when one is missing or has another shape.
+    """
     outputs = engine.score(golden.inputs, wanted=golden.outputs.keys())
+    found: dict[str, float] = {}
     for name, expected in golden.outputs.items():
         answer: FloatArray | None = getattr(outputs, name)
         if answer is None or answer.shape != expected.shape:
             raise BundleError(f"golden test of the {engine.name} engine: {name} has another shape than in golden.npz")
-        deviation = float(np.max(np.abs(answer - expected) / (1.0 + np.abs(expected))))
+        size = np.max(np.abs(expected), axis=tuple(range(1, expected.ndim)), keepdims=True)  # of each window
+        found[name] = float(np.max(np.abs(answer - expected) / (1.0 + size)))
+    return found
+
+
+def check_golden(engine: Engine, golden: Golden, *, tolerance: float = GOLDEN_TOLERANCE) -> None:
+    """Ask the engine what it was asked where the model was trained; BundleError when it answers otherwise."""
+    for name, deviation in golden_deviations(engine, golden).items():
         if not deviation <= tolerance:
             raise BundleError(
                 f"golden test of the {engine.name} engine: {name} is off by {deviation:.2g}, the limit is {tolerance:g}"

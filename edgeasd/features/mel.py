@@ -7,19 +7,19 @@ fixed order, and is also the fastest, since each FFT bin feeds at most two trian
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.fft
-import scipy.sparse
 from numpy.typing import NDArray
 
+from edgeasd.features.kernels import SparseMatrix, spectra
 from edgeasd.records import FloatArray
 
-_BATCH_FRAMES = 128
-"""Frames transformed at once: spectra of this many stay in the second-level cache."""
+_BATCH_FRAMES = 80
+"""Frames transformed at once: they, their spectra and powers together stay in a second-level cache of 1 MB."""
 _LANES = 4
 """The FFT takes this many rows side by side in vector registers; leftover rows would run through other machine code."""
 _DB_PER_NEPER = np.float32(10.0 / np.log(10.0))
@@ -125,6 +125,29 @@ def _slaney_mel(hz: float) -> float:
     return float(_SLANEY_BREAK_HZ / _SLANEY_HZ_PER_MEL + np.log(hz / _SLANEY_BREAK_HZ) / _SLANEY_LOG_STEP)
 
 
+class _Room(NamedTuple):
+    framed: FloatArray
+    """(_BATCH_FRAMES, n_fft)."""
+    spectra: NDArray[np.complex64]
+    """Space for those of `framed`, flat."""
+
+
+class _Desk(threading.local):
+    """Room to work in, for each length of frames: one for all streams of a thread, so that it stays in the cache."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[int, _Room] = {}
+
+    def of(self, n_fft: int) -> _Room:
+        if n_fft not in self._rooms:
+            framed = np.zeros((_BATCH_FRAMES, n_fft), np.float32)
+            self._rooms[n_fft] = _Room(framed, np.zeros((n_fft // 2 + 1) * _BATCH_FRAMES, np.complex64))
+        return self._rooms[n_fft]
+
+
+_desk = _Desk()
+
+
 class StftPower:
     """Power spectra of a stream of samples: keeps what the next frame needs, computes each frame once."""
 
@@ -132,7 +155,6 @@ class StftPower:
         self._n_fft = n_fft
         self._hop_frames = hop_frames
         self._hann = (0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(n_fft) / n_fft)).astype(np.float32)
-        self._framed = np.zeros((_BATCH_FRAMES, n_fft), np.float32)
         self._tail: FloatArray = np.empty(0, np.float32)
 
     def push(self, samples: FloatArray) -> FloatArray:
@@ -144,39 +166,61 @@ class StftPower:
 
     def transform(self, sound: FloatArray) -> FloatArray:
         """Return the power (k, n_fft // 2 + 1) of all frames within `sound` (n,), leaving the stream alone."""
-        batches = list(self.batches(sound))
+        batches = list(self.batches([sound]))
         if len(batches) == 1:
             return batches[0]
         return np.concatenate(batches) if batches else np.empty((0, self._n_fft // 2 + 1), np.float32)
 
-    def batches(self, sound: FloatArray) -> Iterator[FloatArray]:
-        """Yield what `transform` returns in pieces small enough to stay in the processor's cache."""
-        if len(sound) < self._n_fft:
-            return
-        frames = np.lib.stride_tricks.sliding_window_view(sound, self._n_fft)[:: self._hop_frames]
-        for first in range(0, len(frames), _BATCH_FRAMES):
-            yield self._transform_batch(frames[first : first + _BATCH_FRAMES])
+    def batches(self, sounds: Iterable[FloatArray]) -> Iterator[FloatArray]:
+        """Yield the power (k, n_fft // 2 + 1) of all frames within each of `sounds` (n,), one sound after the other.
+
+        In pieces small enough to stay in the processor's cache, and transposed: bins lie together.
+        """
+        framed, n_filled = _desk.of(self._n_fft).framed, 0  # empty whenever something is handed out
+        for sound in sounds:
+            frames = self._frames(sound)
+            first = 0
+            while first < len(frames):
+                some = frames[first : first + _BATCH_FRAMES - n_filled]
+                with np.errstate(invalid="ignore", over="ignore"):
+                    np.multiply(some, self._hann, out=framed[n_filled : n_filled + len(some)])
+                first, n_filled = first + len(some), n_filled + len(some)
+                if n_filled == _BATCH_FRAMES:
+                    yield self._transform(n_filled)
+                    n_filled = 0
+        if n_filled:
+            yield self._transform(n_filled)
 
     def reset(self) -> None:
         """Forget the samples held back: what comes next does not join on."""
         self._tail = np.empty(0, np.float32)
 
-    def _transform_batch(self, frames: FloatArray) -> FloatArray:
+    def _frames(self, sound: FloatArray) -> FloatArray:
+        """Return the frames (k, n_fft) of `sound` (n,) as a view."""
+        n_frames = max(0, 1 + (len(sound) - self._n_fft) // self._hop_frames)
+        sound = np.ascontiguousarray(sound, np.float32)
+        strides = (self._hop_frames * sound.itemsize, sound.itemsize)
+        return np.ndarray((n_frames, self._n_fft), np.float32, sound.data if n_frames else None, strides=strides)
+
+    def _transform(self, n_frames: int) -> FloatArray:
+        """Return the power of the first frames that are in place."""
+        n_rows, n_bins = -(-n_frames // _LANES) * _LANES, self._n_fft // 2 + 1
+        room = _desk.of(self._n_fft)
+        found = room.spectra[: n_bins * n_rows].reshape(n_bins, n_rows)
+        spectra(room.framed[:n_rows], found)
+        parts = found.view(np.float32)[:, : 2 * n_frames]  # real, imaginary, real, ..
         with np.errstate(invalid="ignore", over="ignore"):  # sound that is not finite is a fault for others to report
-            np.multiply(frames, self._hann, out=self._framed[: len(frames)])
-            full_rows = -(-len(frames) // _LANES) * _LANES
-            spectra = scipy.fft.rfft(self._framed[:full_rows], axis=1, workers=1)[: len(frames)]
-            power: FloatArray = spectra.real**2 + spectra.imag**2
-        return power
+            parts *= parts
+            power: FloatArray = parts[:, 0::2] + parts[:, 1::2]
+        return power.T
 
 
 class MelBank:
-    """Mel bands of power spectra, in dB or as power."""
+    """Mel bands of power spectra, in dB or as power; those of several specs one below the other."""
 
-    def __init__(self, spec: MelSpec) -> None:
-        self._spec = spec
-        self._triangles = scipy.sparse.csr_array(spec.filter_bank())
-        self._floor = np.float32(spec.floor)
+    def __init__(self, *specs: MelSpec) -> None:
+        self._specs = specs
+        self._triangles = SparseMatrix(np.concatenate([spec.filter_bank() for spec in specs]))
 
     def log_mel(self, power: FloatArray) -> FloatArray:
         """Turn power (k, n_bins) into (k, n_rows): dB, or linear power when the spec says so."""
@@ -184,19 +228,23 @@ class MelBank:
 
     def columns(self, power: FloatArray) -> FloatArray:
         """Turn power (k, n_bins) into (n_rows, k), what `log_mel` returns the other way round."""
+        mel = self._triangles.times(power.T)
+        first = 0
         with np.errstate(invalid="ignore", over="ignore"):
-            mel: FloatArray = self._triangles @ power.T
-            if self._spec.scale == "db":
-                self._to_db(mel)
+            for spec in self._specs:
+                if spec.scale == "db":
+                    _to_db(mel[first : first + spec.n_rows], spec)
+                first += spec.n_rows
         return mel
 
-    def _to_db(self, mel: FloatArray) -> None:
-        if self._spec.floor_mode == "clamp":
-            np.maximum(mel, self._floor, out=mel)
-        else:
-            mel += self._floor
-        np.log(mel, out=mel)
-        mel *= _DB_PER_NEPER
+
+def _to_db(mel: FloatArray, spec: MelSpec) -> None:
+    if spec.floor_mode == "clamp":
+        np.maximum(mel, np.float32(spec.floor), out=mel)
+    else:
+        mel += np.float32(spec.floor)
+    np.log(mel, out=mel)
+    mel *= _DB_PER_NEPER
 
 
 class MelFrontEnd:
@@ -211,7 +259,7 @@ class MelFrontEnd:
         """Return (n_rows, n_frames) of one whole window (window_frames,), leaving the stream alone."""
         log_mel = np.empty((self.spec.n_rows, self.spec.n_frames(len(samples))), np.float32)
         first = 0
-        for power in self._stft.batches(samples):
+        for power in self._stft.batches([samples]):
             log_mel[:, first : first + len(power)] = self._bank.columns(power)
             first += len(power)
         return log_mel

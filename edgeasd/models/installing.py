@@ -28,7 +28,7 @@ def install_bundle(settings: Settings, file: Path, *, allow_older: bool) -> Bund
     _check_name(settings, bundle, present)
     if not allow_older:
         _check_version(settings, bundle, present)
-    side_test(bundle, engine=settings.engine)
+    side_test(bundle, engine=settings.engine, precision=settings.precision)  # root installs, the cache is the node's
     before = None if present is None else present.bundle
     ModelStore(settings.state_dir).install(bundle, before=before, lower=allow_older)
     return bundle

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from edgeasd.assembly import Bench, seat_model
 from edgeasd.bundle import read_bundle
-from edgeasd.engine import open_engine
+from edgeasd.engine.choosing import Chosen, choose_engine
 from edgeasd.errors import BundleError, EdgeasdError
 from edgeasd.models.choosing import Choice, Start, choose
 from edgeasd.models.shadow import SHADOW_WINDOWS, Shadow
@@ -41,6 +41,7 @@ class _Candidate:
     choice: Choice
     model: Model
     on_site: bool
+    chosen: Chosen
 
 
 class _Preparation(threading.Thread):
@@ -70,6 +71,7 @@ class _Preparation(threading.Thread):
 
     def _prepare(self, choice: Choice) -> None:
         bench, bundle = self._node.bench, choice.bundle
+        settings = self._node.settings  # another engine, like all that a reload does not take, waits for a restart
         if bench.bundle is not None and bundle.sha256 == bench.bundle.sha256:
             self.note = choice.why if choice.origin == "previous" else ""
             return
@@ -77,12 +79,13 @@ class _Preparation(threading.Thread):
             name, version = bundle.manifest.name, bundle.manifest.version
             self.note = f"{name} version {version} is cut or framed otherwise, and used from the next start"
             return
-        side_test(bundle, engine=self._settings.engine)
+        cache_dir = settings.engine_cache_dir
+        side_test(bundle, engine=settings.engine, precision=settings.precision, cache_dir=cache_dir)
         if choice.origin == "settings":
-            _adopt(ModelStore(self._settings.state_dir), choice, bench)
-        engine = open_engine(bundle, self._settings.engine)
-        model, on_site = seat_model(bundle, engine, state_dir=self._settings.state_dir)
-        self.candidate = _Candidate(choice, model, on_site)
+            _adopt(ModelStore(settings.state_dir), choice, bench)
+        chosen = choose_engine(bundle, settings.engine, precision=settings.precision, cache_dir=cache_dir)
+        model, on_site = seat_model(bundle, chosen.engine, state_dir=settings.state_dir)
+        self.candidate = _Candidate(choice, model, on_site, chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +110,14 @@ class _Trial:
 class Swapping:
     """An attendant that swaps the model when a reload finds another one to run, and goes back when that one fails."""
 
-    def __init__(self, store: ModelStore) -> None:
+    def __init__(self, store: ModelStore, start: Start | None = None) -> None:
+        """`start` is what the node begins with."""
         self.store = store
-        self._start: Start | None = None
+        self._start = start
         self._preparation: _Preparation | None = None
         self._wanted: Settings | None = None
         self._audition: _Audition | None = None
         self._trial: _Trial | None = None
-
-    def begin(self, start: Start) -> None:
-        """Take note of what the node begins with."""
-        self._start = start
 
     def reload(self, node: Node, settings: Settings) -> None:
         """See whether another bundle is to run; called after the settings were read again."""
@@ -183,7 +183,13 @@ class Swapping:
         self._close_former()
         before.pipeline.set_model(candidate.model, standby=before.model)
         bundle = candidate.choice.bundle
-        node.bench = replace(before, bundle=bundle, model=candidate.model, calibrated_on_site=candidate.on_site)
+        node.bench = replace(
+            before,
+            bundle=bundle,
+            model=candidate.model,
+            chosen=candidate.chosen,
+            calibrated_on_site=candidate.on_site,
+        )
         node.reporter.judged_by(node.bench, node.settings)
         node.reporter.model = replace(_info(candidate.choice, on_trial=True), shadow=heard)
         node.reporter.warn("model", [])

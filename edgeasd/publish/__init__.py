@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from edgeasd.publish.commands import CommandBox
-from edgeasd.publish.message import Kind, Message, ModelInfo, NodeHealth, NodeInfo, Override, PublisherStats
+from edgeasd.publish.message import EngineInfo, Kind, Message, ModelInfo, NodeHealth, NodeInfo, Override, PublisherStats
 from edgeasd.publish.wire import Wire
 
 __all__ = [
     "CommandBox",
+    "EngineInfo",
     "Kind",
     "Message",
     "ModelInfo",

@@ -206,6 +206,19 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What runs the bundle, and why that."""
+
+    name: str
+    precision: str
+    device: str
+    """`cpu`, or the name of a GPU."""
+    why: str
+    ms_a_window: float | None
+    """As measured when it was chosen; None where there was no choice."""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a node is: retained on the info topic."""
 
@@ -216,7 +229,8 @@ class NodeInfo:
     config_sha256: str | None
     sources: tuple[str, ...]
     mqtt_protocol: str
-    gpu: str | None = None
+    engine: EngineInfo | None = None
+    """None without a bundle."""
     warnings: tuple[str, ...] = ()
     overrides: Mapping[str, Override] = field(default_factory=dict)
     """By source name."""

@@ -14,6 +14,8 @@ from edgeasd.records import Confirmation, Opinion
 UtcOf = Callable[[int], int]
 """Frame index of a source -> UTC nanoseconds, as `FrameClock.utc_ns`."""
 
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 
 def utc_text(utc_ns: int) -> str:
     """Return RFC 3339 in UTC with microseconds."""
@@ -26,7 +28,7 @@ def encode(payload: Mapping[str, object] | str) -> bytes:
     if isinstance(payload, str):
         return payload.encode()
     try:
-        return json.dumps(payload, allow_nan=False, separators=(",", ":")).encode()
+        return _JSON.encode(payload).encode()
     except ValueError as exc:
         raise AssertionError(f"a payload holds a number that is not finite: {payload!r}") from exc
 

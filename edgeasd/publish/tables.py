@@ -11,7 +11,8 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import date, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -111,9 +112,17 @@ class Recording:
         """Return UTC of `frame` as RFC 3339, empty when the file does not say when it was made."""
         if self._origin_utc_ns is None:
             return ""
-        stamp_us = self._origin_utc_ns // 1000 + frame * 1_000_000 // self._rate_hz
-        stamp = datetime.fromtimestamp(stamp_us / 1e6, tz=UTC)
-        return stamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        stamp_ms = (self._origin_utc_ns // 1000 + frame * 1_000_000 // self._rate_hz) // 1000
+        seconds, ms = divmod(stamp_ms, 1000)
+        day, seconds = divmod(seconds, 86_400)
+        minutes, seconds = divmod(seconds, 60)
+        return f"{_date(day)}T{minutes // 60:02}:{minutes % 60:02}:{seconds:02}.{ms:03}Z"
+
+
+@lru_cache(maxsize=16)
+def _date(day: int) -> str:
+    """Return the date of a day counted from 1970-01-01 as ISO 8601; a row takes it from here, most are of one day."""
+    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()
 
 
 class ScoreTable:

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from edgeasd.records import Band, Event, EventType, Opinion
 
@@ -20,7 +21,12 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 def new_ulid(now_ms: int | None = None) -> str:
     """Return a ULID (26 characters, sorts by time): 48 bits of milliseconds, 80 random bits."""
-    value = ((time.time_ns() // 1_000_000 if now_ms is None else now_ms) << 80) | secrets.randbits(80)
+    return make_ulid(time.time_ns() // 1_000_000 if now_ms is None else now_ms, secrets.randbits(80))
+
+
+def make_ulid(stamp_ms: int, rest: int) -> str:
+    """Return the ULID of 48 bits of milliseconds and 80 other bits."""
+    value = stamp_ms << 80 | rest
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
 
 
@@ -50,8 +56,7 @@ class Timing:
     """An event that goes on is told again this often."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """One lane's opinion of the window [first_frame, end_frame)."""
 
     first_frame: int
@@ -184,6 +189,8 @@ class EventTracker:
 
     def settle(self, now_frame: int) -> list[Event]:
         """Tell of events that are over, or that go on, at `now_frame`; call once a window, after the verdicts."""
+        if not self._stories:
+            return []
         events: list[Event] = []
         attached = [lane.story for lane in self._lanes() if lane.story is not None]
         for story in list(self._stories):

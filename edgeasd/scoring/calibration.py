@@ -8,6 +8,7 @@ how far a probability reaches beyond what so little sound can support.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +144,8 @@ class Calibration:
     def __init__(self, table: CalibrationTable) -> None:
         self.table = table
         self._scores, self._p_values = _body(table)
+        pairs = zip(self._scores.tolist(), self._p_values.tolist(), strict=True)
+        self._points: list[tuple[float, float]] = list(pairs)  # for one score at a time
         self._spread = max(1e-9, float(self._scores[-1] - self._scores[0]) / 4.0)
 
     def p_value(self, score: float) -> float:
@@ -152,9 +155,12 @@ class Calibration:
             steps = (score - table.tail_start) / table.tail_scale
             log_p = math.log(table.tail_p) - math.log1p(table.tail_shape * steps) / table.tail_shape
             return max(_LEAST_P, math.exp(max(-690.0, log_p)))
-        if score < self._scores[0]:
-            return 1.0 - float(1.0 - self._p_values[0]) * math.exp((score - float(self._scores[0])) / self._spread)
-        return float(np.interp(score, self._scores, self._p_values))
+        lowest, p_lowest = self._points[0]
+        if score < lowest:
+            return 1.0 - (1.0 - p_lowest) * math.exp((score - lowest) / self._spread)
+        index = max(1, bisect_left(self._points, (score,)))  # of the point at or above the score
+        (low, p_low), (high, p_high) = self._points[index - 1], self._points[index]
+        return (p_high - p_low) / (high - low) * (score - low) + p_low
 
     def score_at(self, p_value: float) -> float:
         """Return the score that normal sound reaches with probability `p_value`, in (0, 1]."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from edgeasd.features.mel import MelBank, MelSpec, StftPower
 from edgeasd.records import FloatArray, Window
 
+_JOINED_FRAMES = 1 << 16
+"""Windows that follow each other are transformed together, in pieces of about this much sound, for the cache."""
+
 
 class SharedFrontEnd:
     """Log mel of one source's windows in several filter banks that share one short-time spectrum.
 
-    All specs must agree in rate, n_fft and hop. State: the tail of the last window, as rows of each bank.
+    All specs must agree in rate, n_fft and hop. State: the frames that the next window shares with the last.
     """
 
     def __init__(self, specs: Sequence[MelSpec], *, window_frames: int, hop_frames: int) -> None:
@@ -21,19 +25,22 @@ class SharedFrontEnd:
         assert all((s.n_fft, s.hop_frames) == (framing.n_fft, framing.hop_frames) for s in specs)
         assert hop_frames % framing.hop_frames == 0
         self._power = StftPower(framing.n_fft, framing.hop_frames)
-        self._banks = [MelBank(spec) for spec in specs]
+        self._bank = MelBank(*specs)
+        self._row_ends = list(accumulate((spec.n_rows for spec in specs), initial=0))
         self._n_frames = framing.n_frames(window_frames)
-        self._step = hop_frames // framing.hop_frames
+        self._n_new = min(hop_frames // framing.hop_frames, self._n_frames)  # frames of a window not in the one before
         self._hop_frames = hop_frames
-        self._kept: list[FloatArray] = []
-        self._skip = 0  # rows between two windows that no window covers, when the hop is longer than the window's rows
+        is_whole = self._n_new == hop_frames // framing.hop_frames  # no frames between windows that none covers
+        self._n_joined = max(1, _JOINED_FRAMES // hop_frames) if is_whole else 1  # so many windows are made one sound
+        self._first_new = (self._n_frames - self._n_new) * framing.hop_frames
+        self._kept: FloatArray | None = None  # (n_rows of all banks, n_frames - n_new)
 
     def push(self, windows: Sequence[Window], samples: Sequence[FloatArray]) -> list[list[FloatArray]]:
-        """Return, for each bank, one array (n_frames, n_rows) per window; views, valid until the next push.
+        """Return, for each bank, one array (n_rows, n_frames) per window.
 
         `samples` holds what to hear of each window, shape (window_frames,): a faulty input is silenced by the caller.
         """
-        rows: list[list[FloatArray]] = [[] for _ in self._banks]
+        rows: list[list[FloatArray]] = [[] for _ in self._row_ends[1:]]
         start = 0
         for stop in range(1, len(windows) + 1):
             if stop == len(windows) or not windows[stop].follows:
@@ -42,18 +49,23 @@ class SharedFrontEnd:
         return rows
 
     def _push_run(self, samples: Sequence[FloatArray], rows: list[list[FloatArray]], *, follows: bool) -> None:
-        if not follows or not self._kept:
-            self._power.reset()
-            self._kept, self._skip = [], 0
-            fresh = [samples[0], *(s[-self._hop_frames :] for s in samples[1:])]
-        else:
-            fresh = [s[-self._hop_frames :] for s in samples]
-        power = self._power.push(fresh[0] if len(fresh) == 1 else np.concatenate(fresh))[self._skip :]
-        kept, next_start = [], len(samples) * self._step
-        for index, bank in enumerate(self._banks):
-            new = bank.log_mel(power)
-            known = np.concatenate([self._kept[index], new]) if self._kept else new
-            rows[index].extend(known[j * self._step : j * self._step + self._n_frames] for j in range(len(samples)))
-            kept.append(known[next_start:].copy())
-            self._skip = max(0, next_start - len(known))
-        self._kept = kept
+        known = np.empty((self._row_ends[-1], self._n_frames + (len(samples) - 1) * self._n_new), np.float32)
+        first_frame = n_known = 0
+        if follows and self._kept is not None:
+            n_known = self._kept.shape[1]
+            known[:, :n_known] = self._kept
+            first_frame = self._first_new
+        for power in self._power.batches(self._sounds(samples, first_frame)):
+            known[:, n_known : n_known + len(power)] = self._bank.columns(power)
+            n_known += len(power)
+        for index, (top, bottom) in enumerate(pairwise(self._row_ends)):
+            firsts = range(0, len(samples) * self._n_new, self._n_new)
+            rows[index].extend(known[top:bottom, first : first + self._n_frames] for first in firsts)
+        self._kept = known[:, len(samples) * self._n_new :].copy()
+
+    def _sounds(self, samples: Sequence[FloatArray], first_frame: int) -> Iterator[FloatArray]:
+        """Yield sounds that hold the new frames of successive windows, of the first those from `first_frame` on."""
+        for first in range(0, len(samples), self._n_joined):
+            own = samples[first][first_frame if first == 0 else self._first_new :]
+            later = samples[first + 1 : first + self._n_joined]
+            yield np.concatenate([own, *(one[-self._hop_frames :] for one in later)]) if later else own

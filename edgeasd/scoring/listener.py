@@ -28,7 +28,7 @@ from edgeasd.records import (
 from edgeasd.scoring.alarm import EventTracker, Verdict
 from edgeasd.scoring.explain import strongest_bands
 from edgeasd.scoring.jury import Grid, Jury, Model
-from edgeasd.scoring.novelty import Novelty
+from edgeasd.scoring.novelty import Novelty, NoveltyStep
 from edgeasd.scoring.novelty_levels import confirmed_p_value, prompt_p_value
 from edgeasd.scoring.novelty_parts import Answer
 from edgeasd.scoring.novelty_state import StateChange
@@ -53,12 +53,17 @@ class Heard:
     level: Level
     fault: Fault | None
     model_rows: FloatArray | None = None
-    """Log mel for the model, (n_frames, n_rows)."""
+    """Log mel for the model, (n_rows, n_frames)."""
     novelty_rows: FloatArray | None = None
-    """Log mel for the second opinion, (n_frames, n_bands)."""
+    """Log mel for the second opinion, (n_bands, n_frames)."""
     model_score: float | None = None
     model_residual: FloatArray | None = None
     """Each mel row's share of the model's score, (n_rows,)."""
+
+    @property
+    def source(self) -> str:
+        """Return whose window it is."""
+        return self.window.source
 
 
 class Listener:
@@ -112,21 +117,35 @@ class Listener:
             samples = np.where(np.abs(samples) <= _LOUDEST, samples, np.float32(0.0))
         return Heard(window, samples, level, fault)
 
-    def judge(self, heard: Heard) -> list[Said]:
-        """Say everything there is to say now that this window is full."""
-        if heard.fault is not None:
-            return [self._score(heard, _Opinions()), *self._miss(1)]
+    def judge(self, items: Sequence[Heard | Skipped]) -> list[list[Said]]:
+        """Say, for each of successive windows and losses, everything there is to say once it is there."""
+        told: list[list[Said]] = []
+        steps: list[NoveltyStep] = []  # of the sound windows to come, the next one last
+        for index, item in enumerate(items):
+            if isinstance(item, Skipped):
+                told.append(self._skip(item))
+            elif item.fault is not None:
+                told.append([self._score(item, _Opinions()), *self._miss(1)])
+            else:
+                if self._novelty is not None and not steps:
+                    steps = self._novelty.push_many(_sound_run(items[index:]))[::-1]
+                told.append(self._judge(item, steps.pop() if steps else None))
+        return told
+
+    def _judge(self, heard: Heard, step: NoveltyStep | None) -> list[Said]:
         opinions = _Opinions()
         events: list[Event] = []
         notices: list[StateNotice] = []
         if self._model is not None:
             opinions.model = self._model_opinion(self._model, heard, events)
-        if self._novelty is not None:
-            self._ask_novelty(self._novelty, heard, opinions, events, notices)
+        if step is not None:
+            self._novelty_opinion(step, heard.window, opinions, events)
+            if step.state is not None:
+                notices.append(self._notice(step.state, heard.window))
         events += self._tracker.settle(heard.window.end_frame)
         return [self._score(heard, opinions), *events, *notices]
 
-    def skip(self, skipped: Skipped) -> list[Said]:
+    def _skip(self, skipped: Skipped) -> list[Said]:
         """Take note of frames that nobody heard: events end before them."""
         if skipped.reason is LossReason.TAIL:
             return []  # too short for a window; `finish` follows
@@ -177,18 +196,8 @@ class Listener:
             events += self._tracker.prompt("model", _verdict(heard.window, opinion, explain))
         return opinion
 
-    def _ask_novelty(
-        self,
-        novelty: Novelty,
-        heard: Heard,
-        opinions: _Opinions,
-        events: list[Event],
-        notices: list[StateNotice],
-    ) -> None:
-        assert heard.novelty_rows is not None
-        window = heard.window
+    def _novelty_opinion(self, step: NoveltyStep, window: Window, opinions: _Opinions, events: list[Event]) -> None:
         self._waiting.append(window.first_frame)
-        step = novelty.push(heard.novelty_rows)
         opinions.warmup = step.prompt.warmup
         opinions.prompt = Opinion(step.prompt.score, prompt_p_value(step.prompt.score))
         if "novelty" in self._jury.prompt_levels:
@@ -196,8 +205,6 @@ class Listener:
             events += self._tracker.prompt("novelty", _verdict(window, opinions.prompt, explain))
         if step.confirmed is not None:
             opinions.confirmed = self._confirm(step.confirmed, events)
-        if step.state is not None:
-            notices.append(self._notice(step.state, window))
 
     def _confirm(self, answer: Answer, events: list[Event]) -> Confirmation:
         first_frame = self._waiting.popleft()
@@ -224,6 +231,17 @@ class _Opinions:
     prompt: Opinion | None = None
     confirmed: Confirmation | None = None
     warmup: bool = False
+
+
+def _sound_run(items: Sequence[Heard | Skipped]) -> list[FloatArray]:
+    """Return what the second opinion hears of the windows before the first loss or fault."""
+    rows: list[FloatArray] = []
+    for item in items:
+        if isinstance(item, Skipped) or item.fault is not None:
+            break
+        assert item.novelty_rows is not None
+        rows.append(item.novelty_rows)
+    return rows
 
 
 def _verdict(window: Window, opinion: Opinion, explain: Callable[[], tuple[Band, ...]]) -> Verdict:

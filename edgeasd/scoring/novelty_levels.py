@@ -8,8 +8,8 @@ set so that the liveliest third of these scenes keeps the budget. Rates below on
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
-from itertools import pairwise
 
 from edgeasd.scoring.alarm import Levels
 
@@ -33,10 +33,11 @@ class _Lane:
         """Return the share of ordinary windows with at least this score, in (0, 1], strictly decreasing."""
         if score <= self.knots[0][0]:
             return self.knots[0][1]
-        for (low, p_low), (high, p_high) in pairwise(self.knots):
-            if score <= high:
-                return float(p_low * (p_high / p_low) ** ((score - low) / (high - low)))
         last, p_last = self.knots[-1]
+        if score <= last:
+            index = bisect_left(self.knots, (score,))  # of the first knot at or above the score
+            (low, p_low), (high, p_high) = self.knots[index - 1], self.knots[index]
+            return float(p_low * (p_high / p_low) ** ((score - low) / (high - low)))
         return max(math.ulp(0.0), p_last * math.exp((last - score) / self.tail))
 
     def levels(self, false_alarms_per_hour: float) -> Levels:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from edgeasd.records import FloatArray
-from edgeasd.scoring.novelty_memory import RunningQuantile, mean_squares
+from edgeasd.scoring.novelty_memory import RunningQuantile, blocks, rows_for
 
 LOUDEST_SHARE = 0.05
 """Share of a window's frames that count as its loudest."""
@@ -25,8 +24,7 @@ CAUTIOUS_S = 60.0
 CAUTION = 0.3
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """How novel one window is."""
 
     score: float
@@ -44,103 +42,99 @@ class Answer:
         return total / max(float(np.sum(total)), 1e-12)
 
 
-def describe(log_mel: FloatArray) -> FloatArray:
-    """Return (2 * n_bands,) numbers of one window (n_frames, n_bands): means, then means of the loudest frames, dB."""
-    n_frames = len(log_mel)
+def describe(log_mels: Sequence[FloatArray]) -> FloatArray:
+    """Return (k, 2 * n_bands) numbers of k windows (n_bands, n_frames), dB: means, then means of the loudest frames."""
+    n_windows, (n_bands, n_frames) = len(log_mels), log_mels[0].shape
+    frames = np.empty((n_windows, n_bands, n_frames), np.float32)  # each sum runs along memory, in the same order
+    np.stack(log_mels, out=frames)
     n_loudest = max(1, round(LOUDEST_SHARE * n_frames))
-    loudest = np.partition(log_mel, n_frames - n_loudest, axis=0)[n_frames - n_loudest :]
-    return np.concatenate((log_mel.sum(axis=0) / n_frames, loudest.sum(axis=0) / n_loudest), dtype=np.float32)
+    numbers = np.empty((n_windows, 2, n_bands), np.float32)
+    np.add.reduce(frames, axis=2, out=numbers[:, 0])
+    frames.partition(n_frames - n_loudest, axis=2)
+    np.add.reduce(frames[:, :, n_frames - n_loudest :], axis=2, out=numbers[:, 1])
+    numbers[:, 0] /= n_frames
+    numbers[:, 1] /= n_loudest
+    return numbers.reshape(n_windows, 2 * n_bands)
 
 
 class Spread(NamedTuple):
-    """Median and 80 % quantile of each number over the seconds before a window."""
+    """How loud each number was over the seconds before each of k windows, and how much that counts."""
 
-    middle: FloatArray
     high: FloatArray
+    """80 % quantile, (k, width)."""
+    softening: FloatArray
+    """Weight of a dB above it, (k, width): the less, the farther it lies above the median."""
 
     @classmethod
-    def of(cls, past: FloatArray) -> Spread:
-        """Measure `past` (k, width), k at least 1."""
-        ordered = np.sort(past.T, axis=1)
-        return cls(_quantile(ordered, 0.5), _quantile(ordered, 0.8))
+    def of(cls, past: FloatArray, n_first: int) -> Spread:
+        """Measure `past` (k, n, width): the `n_first` lowest of the first, one more of each after it; 1 to n count."""
+        ordered = past.transpose(0, 2, 1).copy()
+        ordered.sort(axis=2)
+        n_windows, _, n_rows = ordered.shape
+        if n_first >= n_rows or n_windows == 1:
+            n_each = max(1, min(n_rows, n_first))
+            middle, high = _quantile(ordered, n_each, 0.5), _quantile(ordered, n_each, 0.8)
+        else:
+            counts = [max(1, min(n_rows, n_first + i)) for i in range(n_windows)]
+            middle, high = (
+                np.concatenate([_quantile(ordered[i : i + 1], n, share) for i, n in enumerate(counts)])
+                for share in (0.5, 0.8)
+            )
+        softening = high - middle
+        softening += np.float32(CONTRAST_DB)
+        return cls(high, np.divide(np.float32(CONTRAST_DB), softening, out=softening))
 
-    def excess(self, vector: FloatArray, future: FloatArray) -> FloatArray:
-        """Return how far `vector` exceeds the spread, and the loudest of `future` (k, width), in softened dB."""
-        reference = np.maximum(self.high, future.max(axis=0)) if len(future) else self.high
-        softening = np.float32(CONTRAST_DB) / (self.high - self.middle + np.float32(CONTRAST_DB))
-        excess: FloatArray = np.maximum(np.float32(0.0), vector - reference) * softening
+    def excess(self, vectors: FloatArray, future: FloatArray | None = None) -> FloatArray:
+        """Return how far `vectors` (k, width) exceed the spread, and the loudest of `future` (k, n, width).
+
+        In dB, softened.
+        """
+        reference = self.high if future is None else np.maximum(self.high, future.max(axis=1))
+        excess: FloatArray = np.maximum(np.float32(0.0), vectors - reference) * self.softening
         return excess
 
 
-def _quantile(ordered: FloatArray, quantile: float) -> FloatArray:
-    position = quantile * (ordered.shape[1] - 1)
+def _quantile(ordered: FloatArray, n_rows: int, quantile: float) -> FloatArray:
+    """Return (k, width) of `ordered` (k, width, n), of which the first `n_rows` count."""
+    position = quantile * (n_rows - 1)
     low = int(position)
-    high = min(low + 1, ordered.shape[1] - 1)
-    return ordered[:, low] + np.float32(position - low) * (ordered[:, high] - ordered[:, low])
-
-
-class Nearest(NamedTuple):
-    """The row most like a vector."""
-
-    distance_db: float
-    """Root mean square."""
-    difference: FloatArray
-    """The vector less that row, (width,)."""
-
-
-def nearest(vector: FloatArray, *tables: FloatArray) -> Nearest | None:
-    """Find the row most like `vector` in tables (k, width), some of which may be empty."""
-    best: Nearest | None = None
-    for rows in tables:
-        if not len(rows):
-            continue
-        differences = vector - rows
-        squared = mean_squares(differences)
-        index = int(squared.argmin())
-        distance_db = math.sqrt(float(squared[index]))
-        if best is None or distance_db < best.distance_db:
-            best = Nearest(distance_db, differences[index])
-    return best
+    at, then = ordered[:, :, low], ordered[:, :, min(low + 1, n_rows - 1)]
+    return at + np.float32(position - low) * (then - at)
 
 
 class Likeness(NamedTuple):
-    """How unlike a vector is all of the past, where louder counts more than quieter."""
+    """How unlike rows of the past k windows are, as sums of squares (k, n), where louder counts more than quieter."""
 
-    whole_db: float
-    """To the row most like it, over all numbers."""
-    loudest_db: float
-    """To the row most like it, over the loudest frames only."""
-    distance_db: float
-    """To the row most like it when quieter counts as much as louder."""
-    difference: FloatArray
-    """The vector less the row most like it, (width,)."""
+    whole2: FloatArray
+    """Over all numbers."""
+    loudest2: FloatArray
+    """Over the loudest frames only."""
+    even2: FloatArray
+    """Over all numbers when quieter counts as much as louder."""
 
 
-def likeness(vector: FloatArray, rows: FloatArray) -> Likeness:
-    """Compare `vector` with `rows` (k, width), k at least 1."""
-    differences = vector - rows
-    both2 = _mean_squares_of_halves(differences)
-    rises2 = _mean_squares_of_halves(np.maximum(differences, np.float32(0.0)))
-    sided2 = np.float32(FALL_WEIGHT**2) * both2 + np.float32(1.0 - FALL_WEIGHT**2) * rises2
-    whole2 = sided2.sum(axis=1)
-    index = int(whole2.argmin())
-    return Likeness(
-        whole_db=math.sqrt(float(whole2[index]) / 2),
-        loudest_db=math.sqrt(float(sided2[:, 1].min())),
-        distance_db=math.sqrt(float(both2.sum(axis=1).min()) / 2),
-        difference=differences[index],
-    )
+def likeness(vectors: FloatArray, *tables: FloatArray) -> Likeness:
+    """Compare `vectors` (k, width) with the rows of tables, each (n, width) or (k, n, width)."""
+    found = np.empty((3, len(vectors), sum(table.shape[-2] for table in tables)), np.float32)
+    first = 0
+    for rows in tables:
+        for block in blocks(len(vectors), rows):
+            _compare(vectors[block], rows_for(block, rows), found[:, block, first : first + rows.shape[-2]])
+        first += rows.shape[-2]
+    return Likeness(*found)
 
 
-def _mean_squares_of_halves(differences: FloatArray) -> FloatArray:
-    halves = differences.reshape(len(differences), 2, -1)
-    squares: FloatArray = np.einsum("kij,kij->ki", halves, halves)
-    return np.divide(squares, np.float32(halves.shape[2]), out=squares)
-
-
-def rms(numbers: FloatArray) -> float:
-    """Return the root mean square of (n,)."""
-    return math.sqrt(float(numbers @ numbers) / len(numbers))
+def _compare(vectors: FloatArray, rows: FloatArray, found: FloatArray) -> None:
+    differences = vectors[:, None, :] - rows
+    halves = differences.reshape(*differences.shape[:2], 2, -1)
+    even2 = np.vecdot(halves, halves)
+    np.maximum(differences, np.float32(0.0), out=differences)
+    sided2 = np.vecdot(halves, halves)
+    sided2 *= np.float32(1.0 - FALL_WEIGHT**2)
+    sided2 += np.float32(FALL_WEIGHT**2) * even2
+    np.add(sided2[..., 0], sided2[..., 1], out=found[0])
+    found[1] = sided2[..., 1]
+    np.add(even2[..., 0], even2[..., 1], out=found[2])
 
 
 class Scale:
@@ -150,7 +144,7 @@ class Scale:
         """Scores are divided by the running median to the power of `evening`."""
         self._hop_s = hop_s
         self._evening = evening
-        self._median = RunningQuantile(max(1, round(MEDIAN_S / hop_s)))
+        self._median = RunningQuantile(max(1, round(MEDIAN_S / hop_s))) if evening else None
         self._last: float | None = None
         self._n_answers = 0
 
@@ -163,11 +157,17 @@ class Scale:
         """Turn the novelty of the next window into an answer, smoothed over this window and the one before."""
         smooth = novelty if self._last is None else (2.0 * novelty + self._last) / 3.0
         self._last = novelty
-        usual = self._median.value() if len(self._median) else smooth
-        self._median.add(smooth)
+        score = smooth if self._median is None else smooth / self._usual(smooth, self._median) ** self._evening
         heard_s = self._n_answers * self._hop_s
         if heard_s < SILENT_S:
             return self.nothing()
         self._n_answers += 1
         caution = 1.0 + CAUTION * max(0.0, 1.0 - (heard_s - SILENT_S) / CAUTIOUS_S)
-        return Answer(smooth / usual**self._evening / caution, warmup=False, reasons=reasons)
+        return Answer(score / caution, warmup=False, reasons=reasons)
+
+    @staticmethod
+    def _usual(smooth: float, median: RunningQuantile) -> float:
+        """Return the median before this answer, which joins it."""
+        usual = median.value() if len(median) else smooth
+        median.add(smooth)
+        return usual

@@ -42,10 +42,12 @@ class StateWatch:
         self._recent.append(distance_db)
         self._low.add(distance_db)
         self._usual.add(distance_db)
+        low_db = self._low.value()
+        if low_db < _MIN_DISTANCE_DB or len(self._low) < self._low.n_kept or self._since_notice < self._quiet:
+            return None
         limit_db = max(_MIN_DISTANCE_DB, _MIN_RATIO * self._usual.value())
-        lasting = len(self._low) == self._recent.maxlen and self._low.value() >= limit_db
-        if not lasting or self._since_notice < self._quiet:
+        if low_db < limit_db:
             return None
         self._since_notice = 0
         first_new = next(i for i, distance in enumerate(self._recent) if distance >= limit_db)
-        return StateChange(windows_ago=len(self._recent) - 1 - first_new, distance_db=self._low.value())
+        return StateChange(windows_ago=len(self._recent) - 1 - first_new, distance_db=low_db)

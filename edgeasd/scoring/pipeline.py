@@ -106,7 +106,8 @@ class Pipeline:
 
     def process(self, items: Sequence[Window | Skipped]) -> list[tuple[str, Said]]:
         """Judge windows of one or several sources, those of a source in order; return what is said of which source."""
-        heard = [self._listener(item.source).hear(item) for item in items if isinstance(item, Window)]
+        looked_at = [self._listener(item.source).hear(item) if isinstance(item, Window) else item for item in items]
+        heard = [one for one in looked_at if isinstance(one, Heard)]
         try:
             self._examine(heard)
         except SelfTestError as exc:
@@ -115,15 +116,18 @@ class Pipeline:
             self.set_model(self._standby)
             self.failure = exc
             self._examine(heard)
-        told: list[tuple[str, Said]] = []
-        upcoming = iter(heard)
-        for item in items:
-            listener = self._listener(item.source)
-            said = listener.judge(next(upcoming)) if isinstance(item, Window) else listener.skip(item)
-            told += [(item.source, one) for one in said]
+        told = self._judged(looked_at)
         if self.overheard_by is not None:
             self.overheard_by(items)
         return told
+
+    def _judged(self, items: Sequence[Heard | Skipped]) -> list[tuple[str, Said]]:
+        """Return what the listeners say, each asked once, in the order of the items."""
+        of_source: dict[str, list[Heard | Skipped]] = {}
+        for item in items:
+            of_source.setdefault(item.source, []).append(item)
+        said = {source: iter(self._listener(source).judge(own)) for source, own in of_source.items()}
+        return [(item.source, one) for item in items for one in next(said[item.source])]
 
     def finish(self, source: str) -> list[Said]:
         """Say what is left to say of a source whose sound has ended, and forget it."""
@@ -168,8 +172,11 @@ class Pipeline:
 
     def _examine(self, heard: Sequence[Heard]) -> None:
         """Fill in what the front end and the model make of windows."""
-        for source in {one.window.source for one in heard}:
-            self._add_features(source, [one for one in heard if one.window.source == source])
+        of_source: dict[str, list[Heard]] = {}
+        for one in heard:
+            of_source.setdefault(one.source, []).append(one)
+        for source, own in of_source.items():
+            self._add_features(source, own)
         self._ask_model([one for one in heard if one.fault is None])
 
     def _add_features(self, source: str, heard: Sequence[Heard]) -> None:
@@ -196,7 +203,7 @@ class Pipeline:
         inputs: dict[str, FloatArray] = {}
         if self._model_spec is not None:
             rows = [one.model_rows for one in heard if one.model_rows is not None]
-            inputs["log_mel"] = np.ascontiguousarray(np.stack(rows).transpose(0, 2, 1))  # (B, n_rows, n_frames)
+            inputs["log_mel"] = np.stack(rows)  # (B, n_rows, n_frames)
         if self._model.manifest.inputs.waveform:
             inputs["waveform"] = np.stack([one.samples for one in heard])  # (B, window_frames)
         outputs = self._model.engine.score(inputs)

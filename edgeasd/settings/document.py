@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import textwrap
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,11 +28,29 @@ _PLAIN = re.compile(r"(?!(?:on|off|yes|no|true|false|null|y|n)$)[A-Za-z/][A-Za-z
 _WIDTH = 112
 
 
+def explained(section: type[BaseModel]) -> dict[str, str]:
+    """Return what stands under each setting in the source.
+
+    pydantic gives the same with `use_attribute_docstrings`, but reads all the sources at every start of a node.
+    """
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        setting.target.id: inspect.cleandoc(text.value.value)
+        for setting, text in pairwise(tree.body)
+        if isinstance(setting, ast.AnnAssign) and isinstance(setting.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
 def schema() -> str:
     """Return the JSON schema of a configuration file."""
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
+    _explain(document["properties"], Settings)
     for name, field in Settings.model_fields.items():
-        if section_of(field.annotation) is not None:  # a section whose lines are all comments is null
+        section = section_of(field.annotation)
+        if section is not None:  # one whose lines are all comments is null
+            _explain(document["$defs"][section.__name__]["properties"], section)
             found = document["properties"][name]
             document["properties"][name] = {"anyOf": [found, {"type": "null"}]}
     return json.dumps(document, indent=2) + "\n"
@@ -38,11 +59,12 @@ def schema() -> str:
 def example() -> str:
     """Return a configuration file that changes nothing and explains everything."""
     lines = [f"# {line}" for line in _HEADER.splitlines()]
+    texts = explained(Settings)
     for name, field in Settings.model_fields.items():
         section = section_of(field.annotation)
         lines.append("")
         if section is None:
-            lines += [*_comment(field.description, ""), f"#{name}: {_scalar(_sample(field))}"]
+            lines += [*_comment(texts[name], ""), f"#{name}: {_scalar(_sample(field))}"]
         else:
             lines += [*_comment(section.__doc__, ""), f"{name}:", *_section(section)]
     return "\n".join(lines) + "\n"
@@ -53,14 +75,20 @@ def shown(resolved: Resolved) -> str:
     return "\n".join(_show(dump(resolved.settings), (), resolved)) + "\n"
 
 
+def _explain(properties: dict[str, Any], section: type[BaseModel]) -> None:
+    for name, text in explained(section).items():
+        properties[name] = dict(sorted({**properties[name], "description": text}.items()))
+
+
 def _section(section: type[BaseModel]) -> Iterator[str]:
     if section is MqttSettings:
         yield from _comment(URL_DOC, "  ")
         yield "  #url: mqtt://broker.example.org:1883"
     marks = iter(("- ",)) if section is SourceSettings else iter(())
     indent = "  " if section is SourceSettings else ""
+    texts = explained(section)
     for name, field in section.model_fields.items():
-        yield from _comment(field.description, "  ")
+        yield from _comment(texts[name], "  ")
         yield f"  #{next(marks, indent)}{name}: {_scalar(_sample(field))}"
 
 

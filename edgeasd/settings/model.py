@@ -28,7 +28,7 @@ from edgeasd.settings.types import (
     contradiction,
 )
 
-_MAX_SOURCES = 32
+_MAX_SOURCES = 128
 
 
 def slug(text: str) -> str:
@@ -60,7 +60,8 @@ class SourceSettings(Section):
     name: Slug = "mic0"
     """Name of the source in every topic; each source has its own."""
     device: Device = Field(examples=["hw:CARD=USB"])
-    """Sound card: an ALSA or PortAudio name, hw:1, hw:CARD=x, or a part of the name; `edgeasd devices` lists them."""
+    """Sound card: an ALSA or PortAudio name, hw:1, hw:CARD=x, or a part of the name; `edgeasd devices` lists them.
+    Or a pipe of raw samples: fifo:PATH, - for stdin."""
     channel: Channel = 0
     """Channel to listen to, counted from 0, or mix for the mean of all."""
     native_rate_hz: int | None = Field(default=None, ge=4000, le=384000, examples=[48000])
@@ -134,7 +135,6 @@ class Settings(BaseSettings):
         env_prefix="EDGEASD_",
         env_nested_delimiter="__",
         env_ignore_empty=True,
-        use_attribute_docstrings=True,
         validate_default=False,
     )
 
@@ -146,7 +146,9 @@ class Settings(BaseSettings):
     trusted_keys_dir: AnyPath = Path("/etc/edgeasd/trust.d")
     """Public keys, files NAME.pub. Where it holds one, or is set, only bundles signed by one of them are loaded."""
     engine: Literal["auto", "onnx", "torch", "tensorrt"] = "auto"
-    """What runs the model."""
+    """What runs the model; auto measures and takes the fastest that passes the golden test."""
+    precision: Literal["auto", "fp32", "fp16", "int8"] = "fp32"
+    """In which numbers it computes, of those that the bundle has a graph for; auto takes the fastest."""
     sources: tuple[SourceSettings, ...] = Field(default=(), max_length=_MAX_SOURCES)
     windows: WindowSettings = Field(default_factory=WindowSettings)
     novelty: NoveltySettings = Field(default_factory=NoveltySettings)
@@ -175,6 +177,11 @@ class Settings(BaseSettings):
         """Return the MQTT client identifier."""
         return self.mqtt.client_id or f"edgeasd-{self.node.name}"
 
+    @property
+    def engine_cache_dir(self) -> Path:
+        """Return where engines keep what they build and what was measured of them."""
+        return self.state_dir / "engines"
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         names = [source.name for source in self.sources]
@@ -185,6 +192,8 @@ class Settings(BaseSettings):
             raise contradiction("sources: two listen to the same channel of the same device")
         if self.bundle is None and not self.novelty.enabled:
             raise contradiction("novelty.enabled: without it and without a bundle nothing judges the sound")
+        if self.engine == "torch" and self.precision not in ("auto", "fp32"):
+            raise contradiction(f"precision: {self.precision} needs another engine: torch computes in fp32 only")
         if self.alarm.by in ("model", "either") and self.bundle is None:
             raise contradiction(f"alarm.by: {self.alarm.by} needs a bundle")
         if self.alarm.by in ("novelty", "either") and not self.novelty.enabled:
@@ -205,8 +214,9 @@ def without_effect(settings: Settings) -> tuple[str, ...]:
             lines.append("mqtt.password is sent unencrypted: set mqtt.tls")
     if settings.metrics.port is None and "host" in settings.metrics.model_fields_set:
         lines.append("metrics.host has no effect: metrics.port is not set")
-    if settings.bundle is None and "engine" in settings.model_fields_set:
-        lines.append("engine has no effect unless a bundle is installed: none is set")
+    if settings.bundle is None:
+        given = [key for key in ("engine", "precision") if key in settings.model_fields_set]
+        lines += [f"{key} has no effect unless a bundle is installed: none is set" for key in given]
     return tuple(lines)
 
 

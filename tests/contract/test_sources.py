@@ -1,7 +1,9 @@
-"""What every source promises, held against the real ones: recordings, and microphones on a PulseAudio rig."""
+"""What every source promises, held against the real ones: recordings, pipes, microphones on a PulseAudio rig."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -12,7 +14,7 @@ import pytest
 import soundfile
 
 from edgeasd.capture.files import FileSource
-from edgeasd.capture.source import Source, SourceSpec, open_microphone
+from edgeasd.capture.source import Source, SourceSpec, open_source
 from edgeasd.records import AudioBlock, Gap
 from tests.rig.pulse import PulseMicrophone, available, one_microphone
 
@@ -32,15 +34,59 @@ def microphone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PulseMicrop
         yield microphone
 
 
-@pytest.fixture(params=["wav", "wav_paced", "flac_44k1_stereo", "microphone", "microphone_48k", "microphone_absent"])
+KINDS = (
+    "wav",
+    "wav_paced",
+    "flac_44k1_stereo",
+    "microphone",
+    "microphone_48k",
+    "microphone_absent",
+    "pipe",
+    "pipe_48k",
+)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Make a pipe into which somebody writes noise, at so many samples a second, in driblets of 20 ms."""
+    stop = threading.Event()
+    writers: list[threading.Thread] = []
+
+    def write(path: Path, rate_hz: int) -> None:
+        noise = np.random.default_rng(1).integers(-9999, 9999, rate_hz // 50).astype("<i2").tobytes()
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # RDWR: a writer that need not wait for its reader
+        with contextlib.suppress(BlockingIOError):
+            while not stop.wait(0.02):
+                os.write(descriptor, noise)
+        os.close(descriptor)
+
+    def make(rate_hz: int) -> Path:
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+        writers.append(threading.Thread(target=write, args=(path, rate_hz)))
+        writers[-1].start()
+        return path
+
+    yield make
+    stop.set()
+    for writer in writers:
+        writer.join(DEADLINE_S)
+
+
+@pytest.fixture(params=KINDS)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Open a source named src that lasts for at least two seconds."""
     kind: str = request.param
+    if kind.startswith("pipe"):
+        native_rate_hz = 48_000 if kind == "pipe_48k" else None
+        device = f"fifo:{request.getfixturevalue('pipe')(native_rate_hz or RATE_HZ)}"
+        piped = SourceSpec(name="src", device=device, rate_hz=RATE_HZ, native_rate_hz=native_rate_hz)
+        return lambda: open_source(piped)
     if kind.startswith("microphone"):
         device = request.getfixturevalue("microphone").name if kind != "microphone_absent" else "no such microphone"
         native_rate_hz = 48_000 if kind == "microphone_48k" else None
         spec = SourceSpec(name="src", device=device, rate_hz=RATE_HZ, native_rate_hz=native_rate_hz)
-        return lambda: open_microphone(spec)
+        return lambda: open_source(spec)
     rate_hz, n_channels = (44_100, 2) if "44k1" in kind else (RATE_HZ, 1)
     path = tmp_path / f"x.{kind[:4].strip('_')}"
     soundfile.write(path, np.random.default_rng(1).uniform(-0.5, 0.5, (rate_hz * 30, n_channels)), rate_hz)

@@ -37,7 +37,7 @@ class DyingSource:
 def test_the_daemon_ends_with_the_error_of_a_source(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(daemon, "open_microphone", lambda _spec: DyingSource())
+    monkeypatch.setattr(daemon, "open_source", lambda _spec: DyingSource())
     settings = load_settings(overrides={"sources": [{"name": "mic0", "device": "hw:1"}], "state_dir": tmp_path})
 
     with pytest.raises(ZeroDivisionError, match="a bug in a source"):

@@ -139,6 +139,14 @@ def test_every_window_of_every_source_is_judged(make_line: MakeLine) -> None:
     assert all(0.0 <= cost_ms < 1e3 * DEADLINE_S for cost_ms in notes.infer_ms)
 
 
+def test_more_sources_than_fit_into_a_batch_are_judged_in_turn(make_line: MakeLine) -> None:
+    notes = _Notes()
+    names = [f"mic{index}" for index in range(70)]
+    _run(make_line(*(_Script(name, _blocks(2.0)) for name in names)), notes)
+    for name in names:
+        assert [score.first_frame for score in notes.scores(name)] == [0, RATE_HZ // 2, RATE_HZ]
+
+
 def test_every_frame_is_in_a_window_or_skipped(make_line: MakeLine) -> None:
     script = [
         *_blocks(2.3),

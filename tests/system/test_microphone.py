@@ -13,7 +13,7 @@ import pytest
 
 from edgeasd.capture.devices import list_devices
 from edgeasd.capture.ring import Ring
-from edgeasd.capture.source import SourceSpec, open_microphone
+from edgeasd.capture.source import SourceSpec, open_source
 from edgeasd.capture.thread import CaptureThread
 from edgeasd.clock import FrameClock
 from edgeasd.records import FloatArray, LossReason
@@ -38,7 +38,7 @@ class Capture:
         self.ring = Ring(60 * RATE_HZ, policy="overwrite", doorbell=threading.Condition())
         self.clock = FrameClock(RATE_HZ)
         self.began_ns = time.monotonic_ns()
-        self.thread = CaptureThread(open_microphone(spec), self.ring, clock=self.clock)
+        self.thread = CaptureThread(open_source(spec), self.ring, clock=self.clock)
 
     def await_frames(self, n_frames: int, *, deadline_s: float) -> None:
         """Wait until so many frames have been captured in all."""

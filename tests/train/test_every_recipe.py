@@ -21,6 +21,8 @@ from tests.conftest import MakeSoundscape
 RATE_HZ = 16000
 N_CLIPS, CLIP_S = 20, 5.0
 EVENT = (6.0, 9.0)
+WITH_PROGRAM = frozenset({"bird-ae", "mahalanobis"})
+"""Recipes that are asked for a torch program too: one of each kind of detector."""
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +45,12 @@ def test_a_recipe_gives_a_bundle_that_the_node_replays_with_default_settings(
     name: str, clips: Path, scene: Path, tmp_path: Path, bare_environment: None
 ) -> None:
     output = tmp_path / f"{name}.edgeasd"
-    report = train([clips], output=output, recipe=load_recipe(name), cache_dir=tmp_path / "cache", debug=True)
+    recipe = load_recipe(name, overrides=["export.program=true"] if name in WITH_PROGRAM else [])
+    report = train([clips], output=output, recipe=recipe, cache_dir=tmp_path / "cache", debug=True)
     bundle = read_bundle(output)
+    assert (bundle.program is not None) == (name in WITH_PROGRAM)
+    if bundle.program is not None:
+        open_engine(bundle, "torch").close()
     engine = open_engine(bundle, "onnx")  # with it the golden test
     assert bundle.manifest.detector == load_recipe(name).detector.name
     assert bundle.manifest.outputs == ["score", "embedding", "residual", "reconstruction"]

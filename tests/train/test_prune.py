@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgeasd.errors import SelfTestError
 from edgeasd.manifest import OutputName
@@ -213,6 +214,9 @@ class Loudness:
         return away
 
     def model_onnx(self) -> bytes:
+        raise NotImplementedError
+
+    def serve(self) -> nn.Module:
         raise NotImplementedError
 
     def judge(self, data: FitData) -> Callable[[Kept], NDArray[np.float64]]:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from edgeasd.errors import TemporaryError
 from edgeasd_train.preemption import queued_again, requeue
 from edgeasd_train.ranks import Ranks
 from tests.conftest import ROOT, MakeSoundscape
+from tests.small_bundle import write_small_bundle
 
 SCRIPTS = ROOT / "deploy" / "slurm"
 RATE_HZ = 16000
@@ -80,7 +82,8 @@ def test_sbatch_sees_every_directive_and_bash_every_line(script: str) -> None:
     first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
     assert not any(line.startswith("#SBATCH") for line in lines[first_command:]), "sbatch stops reading there"
     directives = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
-    assert {"--signal=USR1@120", "--requeue"} <= directives
+    assert directives & {"--signal=USR1@120", "--signal=B:USR1@120"}
+    assert "--requeue" in directives
 
 
 @pytest.mark.timeout(300)
@@ -134,3 +137,33 @@ def test_an_array_task_takes_its_number_as_seed(cluster: Cluster) -> None:
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 0, said
     assert read_bundle(cluster.folder / "seeds" / "seed-2.edgeasd").manifest.provenance.seed == 2
+
+
+def test_the_tasks_of_an_array_replay_an_archive_together(cluster: Cluster) -> None:
+    sound = (cluster.folder / "sound" / "hall.wav").read_bytes()
+    for index in range(11):
+        (cluster.folder / "sound" / f"{index}.wav").write_bytes(sound)
+    bundle = write_small_bundle(cluster.folder / "small.edgeasd")
+
+    def task(index: int) -> subprocess.Popen[str]:
+        array = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_TASK_COUNT": "2", "TABLES": "tables"}
+        return cluster.sbatch("replay-array.sbatch", BUNDLE=str(bundle), EXTRA_ARGS="--hop 0.064 --jobs 1", **array)
+
+    cut = task(1)
+    parts = cluster.folder / "tables" / "scores.csv.parts"
+    while not list(parts.glob("*.json")):
+        assert cut.poll() is None
+        time.sleep(0.01)
+    cut.send_signal(signal.SIGUSR1)
+    said, _ = cut.communicate(timeout=60)
+    assert "recordings are done and kept: go on with --resume" in said
+    assert (cluster.folder / "asked").read_text() == "requeue 4711\n"
+    n_done = len(list(parts.glob("*.json")))
+    assert 0 < n_done < 6
+    for index, end in ((1, "the tables wait for 6 recordings of other shards"), (2, "0 events")):
+        assert not (cluster.folder / "tables" / "scores.csv").exists()
+        said, _ = task(index).communicate(timeout=60)
+        assert said.rstrip().endswith(end), said
+        assert (f"({n_done} of them before)" in said) == (index == 1)
+    tables = sorted(path.name for path in (cluster.folder / "tables").iterdir())
+    assert tables == ["events.csv", "scores.csv"]

@@ -247,7 +247,7 @@ class _Overstated:
 
     def __init__(self, detector: MeasuredDetector) -> None:
         self.outputs, self.limits, self.model_onnx = detector.outputs, detector.limits, detector.model_onnx
-        self.measure, self._deviation = detector.measure, detector.deviation
+        self.measure, self.serve, self._deviation = detector.measure, detector.serve, detector.deviation
 
     def deviation(self, batch: Batch) -> FloatArray:
         return 1.01 * self._deviation(batch)
@@ -374,6 +374,7 @@ def test_the_command_trains_and_keeps_the_terminal_clean(
         "heard",
         "windows",
         "held-out scores",
+        "fp32, fp16, int8",
         "32.0 s, and 8.0 s held out",
         "epoch 1 of 1",
         str(output),

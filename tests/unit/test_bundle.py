@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from edgeasd.bundle import Bundle, read_bundle
 from edgeasd.errors import BundleError, CannotWriteError
 from tests.rig.hostile_bundles import HOSTILE_BUNDLES, members_of
-from tests.small_bundle import small_golden, small_graph, small_manifest, write_small_bundle
+from tests.rig.hostile_optional import HOSTILE_OPTIONALS
+from tests.small_bundle import small_golden, small_graph, small_manifest, write_full_bundle, write_small_bundle
 
+HOSTILE = {**HOSTILE_BUNDLES, **HOSTILE_OPTIONALS}
 MAX_CPU_S = 0.1
 MAX_GROWN_BYTES = 64 << 20
 
@@ -35,8 +38,8 @@ def bundle_path(tmp_path: Path) -> Path:
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a process of its own says of every hostile bundle, by name."""
     folder = tmp_path_factory.mktemp("hostile")
-    paths = {name: folder / f"{name}.edgeasd" for name in HOSTILE_BUNDLES}
-    for name, (make, _) in HOSTILE_BUNDLES.items():
+    paths = {name: folder / f"{name}.edgeasd" for name in HOSTILE}
+    for name, (make, _) in HOSTILE.items():
         make(paths[name])
     reader = subprocess.run(
         [sys.executable, "-m", "tests.rig.bundle_reader"],
@@ -49,11 +52,11 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     return {name: json.loads(line) for name, line in zip(paths, reader.stdout.splitlines(), strict=True)}
 
 
-@pytest.mark.parametrize("name", HOSTILE_BUNDLES)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_bundle_is_refused_in_one_line_at_once_and_cheaply(
     answers: dict[str, dict[str, Any]], name: str
 ) -> None:
-    answer, (_, says) = answers[name], HOSTILE_BUNDLES[name]
+    answer, (_, says) = answers[name], HOSTILE[name]
     assert (answer["error"], answer["exit_code"]) == ("BundleError", 65)
     assert re.search(says, answer["text"])
     assert f"{name}.edgeasd: " in answer["text"]
@@ -70,6 +73,56 @@ def test_what_is_written_is_read_back(bundle_path: Path) -> None:
     assert bundle.card == "# small\n"
     assert bundle.sha256 == hashlib.sha256(bundle_path.read_bytes()).hexdigest()
     assert same_arrays(bundle, small_golden().inputs, small_golden().outputs)
+
+
+def test_optional_members_are_read_back_each_with_its_calibration(tmp_path: Path) -> None:
+    bundle = read_bundle(write_full_bundle(tmp_path / "full.edgeasd", program=b"program"))
+    assert bundle.precisions == ("fp32", "fp16", "int8")
+    for precision in ("fp16", "int8"):
+        assert bundle.graph(precision) == small_graph(precision).SerializeToString()
+        assert bundle.calibration(precision) == bundle.manifest.precisions[precision].calibration
+    assert bundle.program == b"program"
+    assert dict(bundle.optional) == {
+        "model.fp16.onnx": bundle.graph("fp16"),
+        "model.int8.onnx": bundle.graph("int8"),
+        "model.pt2": b"program",
+    }
+
+
+def test_a_precision_that_a_bundle_lacks_is_named(bundle_path: Path) -> None:
+    bundle = read_bundle(bundle_path)
+    assert (bundle.precisions, bundle.program) == (("fp32",), None)
+    for ask in (bundle.graph, bundle.calibration):
+        with pytest.raises(BundleError, match=r"small.edgeasd: has no graph in int8, only in fp32$"):
+            ask("int8")
+
+
+def test_an_optional_member_is_what_was_verified_or_nothing(tmp_path: Path) -> None:
+    path = write_full_bundle(tmp_path / "full.edgeasd", program=b"program")
+    whole, bundle = path.read_bytes(), read_bundle(path)
+    write_full_bundle(path, program=b"another")
+    assert bundle.graph("int8") == small_graph("int8").SerializeToString()
+    with pytest.raises(BundleError, match=r"full.edgeasd: model.pt2: has changed since"):
+        _ = bundle.program
+    for left in (whole[:5000], members_of(whole)["golden.npz"]):
+        path.write_bytes(left)
+        with pytest.raises(BundleError, match=r"full.edgeasd: model.int8.onnx: cannot be read again"):
+            bundle.graph("int8")
+    path.unlink()
+    with pytest.raises(BundleError, match=r"model.fp16.onnx: cannot be read again: .*No such file"):
+        bundle.graph("fp16")
+
+
+def test_a_bundle_at_hand_keeps_no_optional_member_in_memory(tmp_path: Path) -> None:
+    path = write_full_bundle(tmp_path / "full.edgeasd", program=bytes(8 << 20))
+    tracemalloc.start()
+    try:
+        bundle = read_bundle(path)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 1 << 20
+    assert bundle.program == bytes(8 << 20)
 
 
 def test_the_same_content_gives_the_same_file(bundle_path: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import soundfile
 
 from tests.small_bundle import write_small_bundle
 
-BLOCKED = ("torch", "torchaudio", "lightning", "pytorch_lightning", "tensorrt", "edgeasd_train")
+BLOCKED = ("torch", "torchaudio", "lightning", "pytorch_lightning", "tensorrt", "ray", "edgeasd_train")
 HEAVY = (*BLOCKED, "numpy", "scipy", "onnxruntime", "sounddevice", "soundfile", "soxr", "paho", "pydantic", "yaml",
          "cryptography", "rich", "prometheus_client", "asyncio")  # fmt: skip
 

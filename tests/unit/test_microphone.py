@@ -76,7 +76,8 @@ def test_opens_at_a_rate_the_card_has_and_resamples(tmp_path: Path) -> None:
     card = FakeCard(rates_hz=(44_100,))
     items, _ = listen(card, tmp_path, until=after_reads(card, 50))
     assert [rate_hz for _, rate_hz in card.asked] == [16_000, 48_000, 44_100]
-    assert sum(len(item.samples) for item in items if isinstance(item, AudioBlock)) == pytest.approx(80_000, abs=2)
+    heard = sum(len(item.samples) for item in items if isinstance(item, AudioBlock))
+    assert 80_000 <= heard < 81_600  # blocks of 0.1 s, the first longer by what the resampler holds back
 
 
 def test_native_rate_that_is_set_is_the_only_one_tried(tmp_path: Path) -> None:

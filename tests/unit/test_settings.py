@@ -173,7 +173,7 @@ def test_variables_of_a_kubernetes_service_are_no_settings(load: Load, monkeypat
         ({"sources": [{}]}, "sources[0].device: must be given"),
         ({"sources": [{"device": "1"}]},
          "sources[0].device: 1 means another device after the next boot; give a name or hw:1"),
-        ({"sources": [{"device": "x"}] * 33}, "sources: 33 are more than 32"),
+        ({"sources": [{"device": "x"}] * 129}, "sources: 129 are more than 128"),
         ({"sources": [{"device": "x", "channel": "left"}]},
          "sources[0].channel: 'left' is neither a channel number (0 to 63) nor mix"),
         ({"sources": [{"device": "x", "name": "Mic 1"}]},

@@ -14,7 +14,7 @@ import yaml
 from edgeasd.errors import SettingsError
 from edgeasd.settings import Places, Resolved, Settings, resolve_settings
 from edgeasd.settings.complaints import section_of
-from edgeasd.settings.document import example, schema, shown
+from edgeasd.settings.document import example, explained, schema, shown
 
 NOWHERE = Places(credential_dirs=(), config_files=())
 
@@ -64,10 +64,10 @@ def test_the_example_works_with_every_line_in_force(tmp_path: Path) -> None:
 def test_every_setting_is_explained() -> None:
     for name, field in Settings.model_fields.items():
         section = section_of(field.annotation)
-        assert field.description or (section and section.__doc__), name
-        for key, inner in section.model_fields.items() if section else ():
-            assert inner.description, f"{name}.{key}"
-            assert inner.description.endswith("."), f"{name}.{key}"
+        assert explained(Settings).get(name) or (section and section.__doc__), name
+        texts = explained(section) if section else {}
+        for key in section.model_fields if section else ():
+            assert texts.get(key, "").endswith("."), f"{name}.{key}"
 
 
 def test_the_schema_is_a_schema_and_takes_the_example() -> None:

@@ -17,6 +17,7 @@ import pytest
 from edgeasd.assembly import Bench, JudgeOptions, plan_judges, seat_judges, seat_model
 from edgeasd.bundle import Golden, read_bundle, write_bundle
 from edgeasd.engine import open_engine
+from edgeasd.engine.choosing import choose_engine
 from edgeasd.errors import BundleError, SelfTestError
 from edgeasd.health.notify import Notifier
 from edgeasd.line import Line
@@ -34,7 +35,14 @@ from edgeasd.scoring.jury import AlarmPolicy, Model
 from edgeasd.settings import Settings
 from edgeasd.signing import signature_path
 from tests.rig.touchy import Signer, digest, touchy_graph
-from tests.small_bundle import SPEC, WINDOW_FRAMES, small_golden, small_manifest, write_small_bundle
+from tests.small_bundle import (
+    SPEC,
+    WINDOW_FRAMES,
+    small_golden,
+    small_manifest,
+    write_full_bundle,
+    write_small_bundle,
+)
 
 OPTIONS = JudgeOptions(hop_s=0.032, novelty=False, policy=AlarmPolicy(by="model"))
 LOUD_FROM = 40
@@ -140,6 +148,13 @@ def test_a_bundle_is_tried_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_the_trial_builds_and_measures_is_kept_for_the_node(tmp_path: Path) -> None:
+    bundle = read_bundle(write_full_bundle(tmp_path / "small.edgeasd"))
+    side_test(bundle, engine="onnx", precision="auto", cache_dir=tmp_path / "engines")
+    chosen = choose_engine(bundle, "onnx", precision="auto", cache_dir=tmp_path / "engines")
+    assert chosen.why.endswith("at an earlier start")
+
+
 class Scene:
     """A node in all its parts but the microphone, with a store, driven by hand."""
 
@@ -160,8 +175,7 @@ class Scene:
             publisher = JsonLinesPublisher(self.said, scores="window")
             reporter = Reporter(bench, publisher, Wire("n1"), sources=["mic0"])
             line = Line([], bench.pipeline, doorbell=threading.Condition())
-            swapping = Swapping(self.store)
-            swapping.begin(start)
+            swapping = Swapping(self.store, start)
             yield Node(self.settings, bench, line, reporter, Notifier(None)), swapping
 
     def reload(self, node: Node, swapping: Swapping, path: Path) -> None:
@@ -182,7 +196,7 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    monkeypatch.setattr("edgeasd.models.swapping.side_test", lambda bundle, engine: None)  # tried above
+    monkeypatch.setattr("edgeasd.models.swapping.side_test", lambda *args, **kwargs: None)  # tried above
     return Scene(tmp_path)
 
 
@@ -197,6 +211,10 @@ def test_a_swap_is_told_and_after_an_hour_believed(scene: Scene, windows: list[W
         assert (info["bundle_sha256"], info["model"]["version"], info["warnings"]) == (digest(second), 2, [])
         assert info["model"]["on_trial"]
         assert info["model"]["shadow"]["windows"] >= SHADOW_WINDOWS
+        assert node.bench.model is not None
+        assert node.bench.chosen is not None
+        assert node.bench.chosen.engine is node.bench.model.engine
+        assert info["engine"]["name"] == "onnx"
         assert scene.store.recall().highest == {"small": 1}
         swapping.attend(node, 3602.0)
         assert not scene.info(node)["model"]["on_trial"]

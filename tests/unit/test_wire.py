@@ -16,7 +16,17 @@ from edgeasd.clock import FrameClock
 from edgeasd.errors import SettingsError
 from edgeasd.publish.identity import Identity
 from edgeasd.publish.intake import Intake
-from edgeasd.publish.message import GapRecord, Kind, Message, ModelInfo, NodeHealth, NodeInfo, Override, PublisherStats
+from edgeasd.publish.message import (
+    EngineInfo,
+    GapRecord,
+    Kind,
+    Message,
+    ModelInfo,
+    NodeHealth,
+    NodeInfo,
+    Override,
+    PublisherStats,
+)
 from edgeasd.publish.payload import encode, marked_late, utc_text
 from edgeasd.publish.wire import Wire
 from edgeasd.records import Band, Confirmation, Event, EventType, Fault, Level, Opinion, Score, StateNotice
@@ -90,12 +100,13 @@ def messages() -> dict[str, Message]:
     fault_over, fault_over_attributes = WIRE.fault("mic0", None, since_ns=UTC_NS)
     info = NodeInfo(
         version="0.1.0",
-        backend="onnx",
+        backend="tensorrt",
         bundle="fan-ae",
         bundle_sha256="3f2a9c",
         config_sha256="77aa",
         sources=("mic0", "mic1"),
         mqtt_protocol="5",
+        engine=EngineInfo("tensorrt", "fp16", "Orin", "measured at 0.2 ms a window (onnx fp16 0.9 ms)", 0.2),
         warnings=("calibration extrapolated 40x",),
         overrides={"mic0": Override(threshold=3.5), "mic1": Override(enabled=False)},
         model=ModelInfo(

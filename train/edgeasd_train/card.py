@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from edgeasd.bundle import Manifest
 from edgeasd_train.corpus import Corpus
+from edgeasd_train.reducing import Reduction, Refusal
 
 _MAX_FILES_NAMED = 20
 DEBUG_WARNING = "Made with --debug, from a handful of files: it shows that the parts work together, and judges nothing."
 
 
-def model_card(manifest: Manifest, corpus: Corpus, *, limits: Sequence[str], debug: bool) -> str:
-    """Return the card as Markdown; `limits` are the detector's own."""
+def model_card(manifest: Manifest, corpus: Corpus, *, limits: Sequence[str], graphs: str, debug: bool) -> str:
+    """Return the card as Markdown; `limits` are the detector's own, `graphs` comes from `graph_table`."""
     made, table = manifest.provenance, manifest.calibration
     quantiles = ", ".join(f"{percent} %: {table.quantiles[round(2.56 * percent)]:.3g}" for percent in (50, 90, 99, 100))
     heard = f"{_unseen(made.metrics)}: {table.n_scores} windows, as good as {table.n_effective:.0f}"
@@ -36,6 +38,10 @@ they are to the sound it was trained on. A score is no verdict on what is heard 
 
 Recordings: {_recordings(corpus)}.
 
+## Graphs
+
+{graphs}
+
 ## Limits
 
 - It knows the microphone, gain, place and hours it was trained on. Elsewhere, or after a change, calibrate on site or
@@ -43,6 +49,31 @@ Recordings: {_recordings(corpus)}.
 - {_trust(made.metrics)}
 - Probabilities below 1 in {table.n_effective:.0f} are extrapolated: no such rare score was heard.{own_limits}
 """
+
+
+def graph_table(model_onnx: bytes, reductions: Sequence[Reduction | Refusal]) -> str:
+    """Return, as Markdown, the graph in every precision and what fewer bits cost; then what did not ship."""
+    rows = [("fp32", _size(model_onnx), "", "", "", _sha256(model_onnx))]
+    missing = []
+    for one in reductions:
+        if isinstance(one, Refusal):
+            missing.append(f"\n- No {one.precision}: {one.reason}.")
+            continue
+        costs = f"{one.deviation:.2g}", f"{one.rank_agreement:.4f}", f"{one.p_factor:.3f}"
+        rows.append((one.precision, _size(one.graph), *costs, _sha256(one.graph)))
+    head = (
+        "| precision | MB | golden outputs off by | same order (Spearman) | p off by a factor | sha256 |\n" + "|---" * 6
+    )
+    table = "\n".join((f"{head}|", *(f"| {' | '.join(row)} |" for row in rows)))
+    return f"{table}\n{''.join(missing)}".rstrip()
+
+
+def _size(graph: bytes) -> str:
+    return f"{len(graph) / 1e6:.2f}"
+
+
+def _sha256(graph: bytes) -> str:
+    return hashlib.sha256(graph).hexdigest()
 
 
 def _learned_s(metrics: dict[str, float]) -> float:

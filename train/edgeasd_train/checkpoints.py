@@ -33,14 +33,15 @@ KEY = "edgeasd"
 FORMAT = 1
 _AGREE_STEPS = 10
 """Ranks ask the first one so often whether it is time for a checkpoint: asking makes them wait for each other."""
-_NO_MATTER = ("data.paths", "fit.checkpoint_minutes")
-"""Keys of a recipe that may change between a kill and the resuming: neither changes a weight."""
+_NO_MATTER = ("data.paths", "export.", "fit.checkpoint_minutes")
+"""Keys of a recipe, or all below one, that may change between a kill and the resuming: none changes a weight."""
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
 
 
 def identity(recipe: Recipe, corpus_sha256: str) -> dict[str, str]:
     """Return what two fits must have in common for one to go on where the other ended: values by key, as JSON."""
-    values = {f"recipe {key}": value for key, value in _flat(recipe.model_dump(mode="json")) if key not in _NO_MATTER}
+    flat = _flat(recipe.model_dump(mode="json"))
+    values = {f"recipe {key}": value for key, value in flat if not key.startswith(_NO_MATTER)}
     return {**values, "corpus": corpus_sha256}
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from edgeasd.capture.files import discover
 from edgeasd.errors import CannotWriteError, InputError
-from edgeasd.replay import ReplayJob, TablePaths, replay
+from edgeasd.replay import ReplayJob, TablePaths, label_of, replay
 from edgeasd_train.corpus.annotations import annotations_for
 from edgeasd_train.judging.alarms import Rules
 from edgeasd_train.judging.clipfiles import ClipReport, write_files
@@ -85,7 +85,8 @@ def evaluate_clips(job: ClipJob, *, out: Path, console: Console | None = None) -
 
 def evaluate_streams(job: ReplayJob, *, annotations: Path | None, out: Path) -> list[RecordingFigures]:
     """Replay the job's recordings into `out`, judge each by its annotations, write figures and pictures there."""
-    recordings = {path: job.label(path) for path in job.recordings()}
+    trees = job.trees()
+    recordings = {path: label_of(path, trees) for path in job.recordings()}
     if len(set(recordings.values())) < len(recordings):
         raise InputError("two recordings have the same name; name the folder that holds both instead")
     wanted = {label: annotations_for(path, annotations, label=label) for path, label in recordings.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from edgeasd.onnxgraph import read_graph
 from edgeasd.records import FloatArray
 from edgeasd_train.detectors.contract import Detector
 from edgeasd_train.golden import verify
+from edgeasd_train.graphs import pack
 from edgeasd_train.quiet import quiet
 
 OPSET = 20
@@ -56,17 +56,4 @@ def _to_onnx(served: nn.Module, tensors: Mapping[str, torch.Tensor], *, output_n
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto
-    _strip(model)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
-
-
-def _strip(model: Any) -> None:
-    """Remove what no runtime reads: the exporter notes the paths of source files and stack traces on every node."""
-    graph = model.graph
-    graph.ClearField("value_info")
-    for message in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        for name in ("doc_string", "metadata_props"):
-            if any(field.name == name for field in message.DESCRIPTOR.fields):
-                message.ClearField(name)
+    return pack(program.model_proto)

@@ -14,6 +14,7 @@ from edgeasd_train.detectors.contract import Detector
 from edgeasd_train.export import export_onnx
 from edgeasd_train.fit import FitData
 from edgeasd_train.fit import fit as fit_network
+from edgeasd_train.program import export_program
 from edgeasd_train.recipe import Recipe
 from edgeasd_train.result import FitResult
 from edgeasd_train.runlog import TENSORBOARD, Run
@@ -39,3 +40,8 @@ def fit(
 def export(detector: Detector, batch: measured.Batch) -> tuple[bytes, Golden]:
     """Return the detector as a graph that has been run, and golden vectors of the windows of `batch`."""
     return export_onnx(detector, {"log_mel": np.ascontiguousarray(batch["log_mel"], np.float32)})
+
+
+def program(detector: Detector, golden: Golden) -> bytes:
+    """Return the detector as a torch program that has been run."""
+    return export_program(detector.serve(), golden)

@@ -94,6 +94,13 @@ def export(detector: MeasuredDetector, batch: Batch) -> tuple[bytes, Golden]:
     return model_onnx, golden
 
 
+def program(detector: MeasuredDetector, golden: Golden) -> bytes:
+    """Return the detector as a torch program that has been run; the one thing here that takes torch."""
+    from edgeasd_train.program import export_program  # noqa: PLC0415
+
+    return export_program(detector.serve(), golden)
+
+
 def _answers(model_onnx: bytes, inputs: Mapping[str, FloatArray], names: Sequence[str]) -> dict[str, FloatArray]:
     engine = OnnxEngine(model_onnx)
     try:

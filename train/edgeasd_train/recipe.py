@@ -164,6 +164,15 @@ class PruneRecipe(_Strict):
     """Never drop more than this share of the training windows in all."""
 
 
+class ExportRecipe(_Strict):
+    """What the bundle holds beside the graph in float32; a finished run, resumed with other values, ships again."""
+
+    precisions: list[Literal["fp16", "int8"]] = ["fp16", "int8"]
+    """The same graph in fewer bits; each ships only where held-out sound is judged alike."""
+    program: bool = False
+    """The torch program (model.pt2) too: as large as the graph again, and of use only on GPU nodes that have torch."""
+
+
 class Recipe(_Strict):
     """Everything about a training but the recordings and the seed given on the command line."""
 
@@ -174,6 +183,7 @@ class Recipe(_Strict):
     detector: DetectorRecipe = DetectorRecipe()
     fit: FitRecipe = FitRecipe()
     prune: PruneRecipe = PruneRecipe()
+    export: ExportRecipe = ExportRecipe()
 
     @model_validator(mode="before")
     @classmethod

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeasd import __version__
-from edgeasd.bundle import CalibrationTable, Golden, Inputs, Manifest, Provenance, read_bundle, write_bundle
+from edgeasd.bundle import (
+    PROGRAM_MEMBER,
+    REDUCED_MEMBERS,
+    CalibrationTable,
+    Golden,
+    Inputs,
+    Manifest,
+    Provenance,
+    read_bundle,
+    write_bundle,
+)
 from edgeasd.engine import open_engine
 from edgeasd.engine.onnx import OnnxEngine
 from edgeasd.manifest import OutputName
+from edgeasd.records import FloatArray
 from edgeasd.scoring.calibration import fit_calibration
 from edgeasd_train.calibrate import score_windows
-from edgeasd_train.card import model_card
+from edgeasd_train.card import graph_table, model_card
 from edgeasd_train.corpus.logmel import LogMelWindows
 from edgeasd_train.detectors.measured import Batch
 from edgeasd_train.golden import GOLDEN_WINDOWS
 from edgeasd_train.recipe import Recipe
+from edgeasd_train.reducing import Judged, Original, Reduction, Refusal, reduce
 from edgeasd_train.result import FitResult
+
+log = logging.getLogger(__name__)
 
 _NAME_CHARS = 64
 _DEBUG = "debug-"
@@ -34,6 +50,8 @@ class Goods:
 
     export: Callable[[Batch], tuple[bytes, Golden]]
     """Gives the graph and golden vectors of some windows."""
+    program: Callable[[Golden], bytes]
+    """Gives the torch program that meets those vectors."""
     outputs: tuple[OutputName, ...]
     limits: tuple[str, ...]
     recipe: Recipe
@@ -48,6 +66,15 @@ def ship(goods: Goods, output: Path) -> Manifest:
     recipe, held_out = goods.recipe, goods.held_out
     numbers = np.linspace(0, len(held_out) - 1, GOLDEN_WINDOWS).astype(np.int64)
     model_onnx, golden = goods.export(held_out.batch(numbers))
+    unseen = goods.fitted.unseen_scores
+    judged = _judge(goods, model_onnx) if unseen is None else Judged(unseen, _calibrate(goods, unseen))
+    reductions = _reduce(
+        goods, Original(model_onnx, golden, judged, goods.train.of_length(held_out.index.window_frames))
+    )
+    shipped = [one for one in reductions if isinstance(one, Reduction)]
+    optional = {REDUCED_MEMBERS[one.precision]: one.graph for one in shipped}
+    if recipe.export.program:
+        optional[PROGRAM_MEMBER] = goods.program(golden)
     manifest = Manifest(
         name=_bundle_name(output, debug=goods.debug),
         version=int(f"{datetime.now(UTC):%Y%m%d%H%M%S}"),
@@ -56,26 +83,48 @@ def ship(goods: Goods, output: Path) -> Manifest:
         window_frames=recipe.data.window_frames,
         inputs=Inputs(log_mel=held_out.spec),
         outputs=list(goods.outputs),
-        calibration=_calibrate(model_onnx, goods),
+        calibration=judged.table,
+        precisions={one.precision: one.terms for one in shipped},
         provenance=_provenance(goods),
     )
-    card = model_card(manifest, held_out.corpus, limits=goods.limits, debug=goods.debug)
-    manifest = write_bundle(output, manifest=manifest, model_onnx=model_onnx, golden=golden, card=card)
-    open_engine(read_bundle(output), "onnx").close()
+    card = model_card(
+        manifest, held_out.corpus, limits=goods.limits, graphs=graph_table(model_onnx, reductions), debug=goods.debug
+    )
+    manifest = write_bundle(
+        output, manifest=manifest, model_onnx=model_onnx, golden=golden, card=card, optional=optional
+    )
+    bundle = read_bundle(output)
+    for precision in bundle.precisions:
+        open_engine(bundle, "onnx", precision=precision).close()
     return manifest
 
 
-def _calibrate(model_onnx: bytes, goods: Goods) -> CalibrationTable:
-    data, scores = goods.recipe.data, goods.fitted.unseen_scores
-    if scores is None:
-        engine = OnnxEngine(model_onnx)
-        try:
-            scores = score_windows(engine, goods.held_out)
-        finally:
-            engine.close()
-    scores, n_disjoint = scores[_shuffled_by_recording(goods.held_out)], goods.held_out.index.n_disjoint
+def _judge(goods: Goods, model_onnx: bytes) -> Judged:
+    """Return what a graph says of the held-out sound, in the node's engine."""
+    engine = OnnxEngine(model_onnx)
+    try:
+        scores = score_windows(engine, goods.held_out)
+    finally:
+        engine.close()
+    return Judged(scores, _calibrate(goods, scores))
+
+
+def _calibrate(goods: Goods, scores: FloatArray) -> CalibrationTable:
+    data, n_disjoint = goods.recipe.data, goods.held_out.index.n_disjoint
     window_s = data.window_frames / data.sample_rate_hz
+    scores = scores[_shuffled_by_recording(goods.held_out)]
     return fit_calibration(scores, window_s=window_s, hop_s=data.held_out_hop_s, n_disjoint=n_disjoint)
+
+
+def _reduce(goods: Goods, original: Original) -> list[Reduction | Refusal]:
+    """Return what came of every precision that the recipe asks for."""
+    if goods.fitted.unseen_scores is not None:  # of parts left out in turn, and only in float32
+        return [Refusal(one, "a measured detector has one graph") for one in goods.recipe.export.precisions]
+    reductions = [reduce(one, original, partial(_judge, goods)) for one in goods.recipe.export.precisions]
+    for one in reductions:
+        if isinstance(one, Refusal):
+            log.warning("no graph in %s: %s", one.precision, one.reason)
+    return reductions
 
 
 def _shuffled_by_recording(windows: LogMelWindows) -> NDArray[np.int64]:

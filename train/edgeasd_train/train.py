@@ -80,6 +80,10 @@ class Way(Protocol):
         """Return its graph, which has been run, and golden vectors of the windows of `batch`."""
         ...
 
+    def program(self, detector: Any, golden: Golden) -> bytes:
+        """Return its torch program, which has been run on the golden vectors."""
+        ...
+
 
 def train(
     recordings: Sequence[Path],
@@ -116,8 +120,8 @@ def train(
         fit_began_s = time.monotonic()
         fitted = way.fit(detector, *windows, recipe=recipe, run=run, console=console)
         fit_s = time.monotonic() - fit_began_s
-        export = partial(way.export, detector)
-        goods = Goods(export, tuple(detector.outputs), tuple(detector.limits), recipe, *windows, fitted, debug=debug)
+        exports = partial(way.export, detector), partial(way.program, detector)
+        goods = Goods(*exports, tuple(detector.outputs), tuple(detector.limits), recipe, *windows, fitted, debug=debug)
         manifest = once(ranks, partial(_ship, goods, output, run))
         return TrainingReport(
             output=output,

@@ -46,9 +46,11 @@ def _any_there() -> Finding:
 
 
 def _check_source(source: SourceSettings) -> Finding:
-    from edgeasd.capture.source import SourceSpec
+    from edgeasd.capture.source import SourceSpec, is_pipe
     from edgeasd.commands.hearing import hear
 
+    if is_pipe(source.device):
+        return _say.ok(source.name, f"{source.device}: a pipe, nothing was read from it")
     spec = SourceSpec(
         name=source.name,
         device=source.device,

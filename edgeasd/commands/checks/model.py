@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,8 @@ _say = Reporter("bundle")
 def check_bundle(settings: Settings) -> Iterator[Finding]:
     """Yield findings about the bundle and the engine that is to run it."""
     from edgeasd.assembly import make_grid, novelty_spec
-    from edgeasd.engine import open_engine
+    from edgeasd.engine.choosing import choose_engine
+    from edgeasd.engine.measuring import batch_of, latency_ms
     from edgeasd.models.choosing import choose
 
     try:
@@ -36,19 +36,21 @@ def check_bundle(settings: Settings) -> Iterator[Finding]:
         "file", f"{manifest.name} version {manifest.version}, sha256 {bundle.sha256[:12]}{signed}: {choice.why}"
     )
     try:
-        engine = open_engine(bundle, settings.engine)
+        cache_dir = settings.engine_cache_dir
+        chosen = choose_engine(bundle, settings.engine, precision=settings.precision, cache_dir=cache_dir)
     except EdgeasdError as exc:
-        fix = "set engine: onnx, or install what the line names"
+        fix = "set engine: onnx and precision: fp32, or install what the line names"
         yield _say.fail("golden test", str(exc), fix=fix, exit_code=exc.exit_code)
         return
+    engine = chosen.engine
     try:
-        started = time.perf_counter()
-        engine.score(bundle.golden.inputs)
-        windows = len(bundle.golden.outputs["score"])
-        each_ms = 1e3 * (time.perf_counter() - started) / windows
-        yield _say.ok("golden test", f"passed by the {engine.name} engine, {each_ms:.2f} ms a window")
+        each_ms = latency_ms(engine, batch_of(bundle.golden, 1))
+        where = f"{engine.name} engine in {engine.precision} on {engine.device}"
+        yield _say.ok("golden test", f"passed by the {where}, {each_ms:.2f} ms a window; {chosen.why}")
     finally:
         engine.close()
+    for line in chosen.passed_over:
+        yield _say.warn("engine", f"passed over: {line}", fix="edgeasd engine info says what is installed")
     try:
         spec = novelty_spec(manifest.inputs.log_mel, rate_hz=manifest.sample_rate_hz)
         make_grid(window_frames=manifest.window_frames, hop_s=settings.windows.hop_s, framing=spec)

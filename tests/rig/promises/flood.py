@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgeasd.capture.ring import Ring
-from edgeasd.capture.source import Source, SourceSpec, open_microphone
+from edgeasd.capture.source import Source, SourceSpec, open_source
 from edgeasd.capture.thread import CaptureThread
 from edgeasd.capture.windows import WindowReader
 from edgeasd.clock import FrameClock, steady_ns
@@ -175,7 +175,9 @@ class _Run:
 @contextmanager
 def _line(device: str, judge: _SlowJudge) -> Iterator[Line]:
     doorbell = threading.Condition()
-    source = _Stamped(open_microphone(SourceSpec(name="mic0", device=device, rate_hz=_RATE_HZ, block_ms=100)))
+    source = _Stamped(
+        open_source(SourceSpec(name="mic0", device=device, rate_hz=_RATE_HZ, block_frames=_RATE_HZ // 10))
+    )
     ring = Ring((_BACKLOG_WINDOWS + 2) * _WINDOW_FRAMES, policy="overwrite", doorbell=doorbell)
     reader = WindowReader(
         ring,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from edgeasd.assembly import JudgeOptions
 from edgeasd.errors import UsageError
+from edgeasd.manifest import Precision
 from edgeasd.replay import ReplayJob
 from edgeasd.scoring.jury import AlarmPolicy, By
 from edgeasd.settings.types import Rate
@@ -29,6 +30,7 @@ def evaluate(  # noqa: PLR0913  # one parameter an option
     paths: Annotated[list[Path], typer.Argument(help="Labelled clips or annotated recordings, or folders of them.")],
     *,
     channel: Annotated[str, typer.Option(metavar="N|mix", help="Channel to listen to, or the mean of all.")] = "mix",
+    precision: Annotated[Precision, typer.Option(help="Which of the bundle's graphs to judge.")] = "fp32",
     out: Annotated[Path, typer.Option(help="Where tables and pictures are written.")] = Path("evaluation"),
     hop: Annotated[float, typer.Option(help="Time from window to window, s.")] = 0.5,
     aggregate: Annotated[Aggregate, typer.Option(help="Clips: how windows become one score.")] = "mean",
@@ -52,7 +54,7 @@ def evaluate(  # noqa: PLR0913  # one parameter an option
         job = ClipJob(
             Path(bundle),
             tuple(paths),
-            ClipOptions(hop_s=hop, aggregate=aggregate, channel=channel_of(channel)),
+            ClipOptions(hop_s=hop, aggregate=aggregate, channel=channel_of(channel), precision=precision),
             year=_year(year),
             n_draws=bootstrap,
             seed=seed,
@@ -64,6 +66,8 @@ def evaluate(  # noqa: PLR0913  # one parameter an option
         return
     judges = JudgeOptions(
         bundle=None if bundle == "novelty" else Path(bundle),
+        engine="onnx",
+        precision=precision,
         hop_s=hop,
         policy=AlarmPolicy(false_alarms_per_hour=_per_hour(false_alarms), by=by),
     )

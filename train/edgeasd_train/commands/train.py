@@ -68,6 +68,7 @@ def _summary(report: TrainingReport) -> Iterator[str]:
     quantiles = ", ".join(f"{percent} % {table.quantiles[round(2.56 * percent)]:.3g}" for percent in (50, 90, 99, 100))
     pruned = f", {fitted.n_pruned} of them pruned" if fitted.n_pruned else ""
     yield f"bundle           {report.output} ({report.bundle_bytes / 1e6:.2f} MB)"
+    yield f"precisions       {', '.join(('fp32', *report.manifest.precisions))}"
     yield f"recordings       {len(corpus.sounds)}"
     if fitted.n_folds:
         held_out, purpose = f"{fitted.n_folds} parts left out in turn", "to calibrate on"

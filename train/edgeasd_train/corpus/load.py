@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from edgeasd.capture.convert import Channel
 from edgeasd.errors import CannotWriteError
+from edgeasd.workers import Lost, work
 from edgeasd_train.corpus.decode import CannotDecodeError, int16_blocks
 from edgeasd_train.corpus.discover import Recordings
 from edgeasd_train.corpus.ledger import KEY_BYTES, Keys
 from edgeasd_train.corpus.shards import ShardWriter, read_index, shard_dir
 from edgeasd_train.corpus.sounds import Sounds
-from edgeasd_train.corpus.workers import Lost, default_workers, work
+from edgeasd_train.corpus.workers import default_workers
 from edgeasd_train.ranks import ALONE, Ranks
 
 _LAYOUT = 2

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from edgeasd.errors import CannotWriteError, UnavailableError
 from edgeasd.features.mel import MelFrontEnd, MelSpec
 from edgeasd.records import FloatArray
+from edgeasd.workers import Lost, work
 from edgeasd_train.corpus import Corpus, WindowIndex
 from edgeasd_train.corpus.decode import FULL_SCALE
 from edgeasd_train.corpus.ledger import KEY_BYTES, Keys, checked, find, read_ledger, sealed
 from edgeasd_train.corpus.shards import shard_dir
 from edgeasd_train.corpus.sounds import MappedFiles, Sounds
-from edgeasd_train.corpus.workers import Lost, default_workers, work
+from edgeasd_train.corpus.workers import default_workers
 from edgeasd_train.ranks import ALONE, Ranks
 
 _LAYOUT = 1
@@ -103,6 +104,10 @@ class LogMelWindows:
     def __len__(self) -> int:
         """Return the number of windows."""
         return len(self.index)
+
+    def of_length(self, window_frames: int) -> LogMelWindows:
+        """Return windows of another length of the same sound."""
+        return LogMelWindows(self.corpus, self.index.of_length(window_frames), self._store)
 
     def batch(self, numbers: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Return windows `numbers` (B,): log_mel float32 (B, n_rows, n_frames); index, section, domain int64 (B,)."""

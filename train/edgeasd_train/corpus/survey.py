@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from edgeasd.capture.convert import Channel
 from edgeasd.errors import InputError
+from edgeasd.workers import Lost, work
 from edgeasd_train.corpus.discover import Recordings
 from edgeasd_train.corpus.facts import Facts, facts_of
 from edgeasd_train.corpus.measure import N_BANDS, Measured, Task, measuring
-from edgeasd_train.corpus.workers import Lost, work
 
 _PATIENCE_S = 600.0
 _SLOWEST_BYTES_PER_S = 100_000.0

@@ -98,6 +98,7 @@ class WindowIndex:
     def __init__(self, stretches: Stretches, *, window_frames: int, hop_frames: int) -> None:
         self.window_frames = window_frames
         self.hop_frames = hop_frames
+        self._stretches = stretches
         self._sounds = stretches.sounds
         self._firsts = stretches.first_frames
         counts = np.maximum(0, 1 + (stretches.n_frames - window_frames) // hop_frames)
@@ -108,6 +109,10 @@ class WindowIndex:
     def __len__(self) -> int:
         """Return the number of windows."""
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def of_length(self, window_frames: int) -> WindowIndex:
+        """Return windows of another length of the same sound."""
+        return WindowIndex(self._stretches, window_frames=window_frames, hop_frames=self.hop_frames)
 
     def locate(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the sound and the first frame of each of the windows `numbers` (n,)."""

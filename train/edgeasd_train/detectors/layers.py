@@ -11,9 +11,9 @@ from torch import nn
 def row_shares(power: torch.Tensor, *, floor: float) -> torch.Tensor:
     """Return (B, n_rows), summing to 1: what share each row has in power (B, n_rows, n_frames).
 
-    `floor` is added to every row, so that a window without any deviation blames all rows alike.
+    No row counts as less than `floor`, so that a window without any deviation blames all rows alike.
     """
-    by_row = power.sum(dim=2) + floor
+    by_row = power.sum(dim=2).clamp(min=floor)  # no sum: the exporter takes adding so little for adding nothing
     return by_row / by_row.sum(dim=1, keepdim=True)
 
 

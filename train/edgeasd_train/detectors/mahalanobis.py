@@ -7,7 +7,7 @@ is learned by gradients: it is measured in milliseconds, needs no torch, and is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from edgeasd.manifest import OutputName
 from edgeasd.records import FloatArray
 from edgeasd_train.detectors.measured import Batch, MeasuredKind
 from edgeasd_train.detectors.options import DetectorOptions, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _OPSET = 20
 _IR_VERSION = 9
@@ -112,6 +115,12 @@ class Mahalanobis:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
         data: bytes = model.SerializeToString(deterministic=True)
         return data
+
+    def serve(self) -> nn.Module:
+        """Return the same as a torch module."""
+        from edgeasd_train.detectors.mahalanobis_served import MahalanobisServed  # noqa: PLC0415  # needs torch
+
+        return MahalanobisServed(self._mean, self._whitening, eps=_EPS)
 
 
 def mean_spectra(batch: Batch) -> FloatArray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from edgeasd.features.mel import MelSpec
 from edgeasd.manifest import OutputName
 from edgeasd.records import FloatArray
 from edgeasd_train.detectors.options import DetectorOptions, Shapes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Batch = Mapping[str, NDArray[np.generic]]
 """As `contract.Batch`, in numpy: log_mel float32 (B, n_rows, n_frames); index, section, domain int64 (B,)."""
@@ -44,6 +47,10 @@ class MeasuredDetector(Protocol):
 
     def model_onnx(self) -> bytes:
         """Return the graph that ships: graph inputs in, `outputs` out, finite, batch dimension free."""
+        ...
+
+    def serve(self) -> nn.Module:
+        """Return the same as a torch module; imports torch, and is asked only where a torch program is to ship."""
         ...
 
 

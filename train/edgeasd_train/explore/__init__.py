@@ -18,7 +18,7 @@ from edgeasd.disk import replace_file
 from edgeasd.engine import LIVE_OUTPUTS, Engine, open_engine
 from edgeasd.errors import CannotWriteError, InputError
 from edgeasd.records import FloatArray
-from edgeasd.replay import ReplayJob
+from edgeasd.replay import ReplayJob, label_of
 from edgeasd_train.corpus.facts import facts_of
 from edgeasd_train.explore.contents import Contents, columns_of, meta_of
 from edgeasd_train.explore.facets import events_of, facets_of
@@ -104,7 +104,7 @@ def explore(
 
 def _hear_all(bundle: Bundle, job: ReplayJob, options: ExploreOptions, *, console: Console) -> _Heard:
     """Hear the recordings one after another; a bad one is passed over where it was found in a tree."""
-    manifest, paths = bundle.manifest, job.recordings()
+    manifest, paths, trees = bundle.manifest, job.recordings(), job.trees()
     rate_hz, window_frames = manifest.sample_rate_hz, manifest.window_frames
     n_expected, bad = 0, []
     for path in paths:
@@ -114,12 +114,12 @@ def _hear_all(bundle: Bundle, job: ReplayJob, options: ExploreOptions, *, consol
     engine: Engine = open_engine(bundle, "onnx")
     with Progress(console=console, transient=True) as progress:
         for path in progress.track(paths, description="hearing the recordings"):
-            label = job.label(path)
+            label = label_of(path, trees)
             events = events_of(path, options.events, label=label)
             try:
                 heard = hear(path, bundle, engine, hop_s=options.hop_s, channel=options.channel, wanted=wanted)
             except InputError as exc:
-                if not job.forgiving:
+                if not trees:
                     raise
                 bad.append(str(exc))
                 continue

@@ -15,6 +15,7 @@ from edgeasd.bundle import Bundle, read_bundle
 from edgeasd.capture.convert import Channel
 from edgeasd.engine import Engine, open_engine
 from edgeasd.errors import InputError, UsageError
+from edgeasd.manifest import Precision
 from edgeasd.records import FloatArray
 from edgeasd_train.corpus.facts import DOMAIN_CODES, Facts, facts_of
 from edgeasd_train.judging.dcase import Clips
@@ -40,6 +41,7 @@ class ClipOptions:
     hop_s: float = 0.5
     aggregate: Aggregate = "mean"
     channel: Channel = "mix"
+    precision: Precision = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ def hear_machine(
     bundle = read_bundle(bundle_path)
     if round(options.hop_s * bundle.manifest.sample_rate_hz) < 1:
         raise UsageError(f"--hop {options.hop_s:g}: is no step forward")
-    engine = open_engine(bundle, "auto")
+    engine = open_engine(bundle, "onnx", precision=options.precision)
     try:
         bad: list[str] = []
         heard = [
@@ -138,7 +140,7 @@ def hear_machine(
         machine=clips.machine,
         bundle=bundle,
         sections=_by_section(clips.machine, test, scores),
-        threshold=fit_threshold(train_scores, bundle.manifest.calibration, unseen=unseen),
+        threshold=fit_threshold(train_scores, bundle.calibration(options.precision), unseen=unseen),
         bad=tuple(bad),
     )
 
