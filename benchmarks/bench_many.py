@@ -1,6 +1,6 @@
 """Many sources in one process: pipes that a writer fills in real time, `edgeasd run`, a real mosquitto.
 
-    python -m benchmarks.bench_many --bundle FILE [--sources 100] [--seconds 30] [--aligned]
+    python -m benchmarks.bench_many [--bundle FILE] [--sources 100] [--seconds 30] [--aligned]
 
 Prints how late scores reach a subscriber, what was lost, and what it all costs. Windows of the sources end one after
 another, as those of microphones that were plugged in one by one do; with --aligned all of them at the same moment.
@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.machine import machine_line, one_thread
 from benchmarks.nodes import EDGEASD, HOP_S, RATE_HZ, Heard, Usage, listening, measure_usage
+from benchmarks.workload import make_recording, train_bundle
 from tests.rig.broker import Broker
 
 SETTLE_S = 8.0
@@ -103,10 +104,17 @@ def report(heard: Heard, usage: Usage, *, n_sources: int) -> None:
     print(f"{health['mqtt']['discarded']} |")
 
 
+def trained_on_noise(work: Path) -> Path:
+    """Return a bundle of bird-ae that knows a minute of noise."""
+    recording = work / "noise.wav"
+    make_recording(recording, source=None, minutes=1.0)
+    return train_bundle(recording, work)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--bundle", type=Path, help="default: one trained here on a minute of noise")
     parser.add_argument("--sources", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--aligned", action="store_true")
@@ -116,12 +124,11 @@ def main() -> None:
         n_pipes, folder = int(arguments.write[0]), Path(arguments.write[1])
         write_pipes([folder / f"pipe{index}" for index in range(n_pipes)], aligned=arguments.aligned)
         return
-    if arguments.bundle is None:
-        parser.error("--bundle is missing")
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
         heard, usage = run_node(
-            Path(work),
-            arguments.bundle.absolute(),
+            work,
+            arguments.bundle.absolute() if arguments.bundle else trained_on_noise(work),
             n_sources=arguments.sources,
             seconds=arguments.seconds,
             aligned=arguments.aligned,

@@ -6,7 +6,15 @@ import ctypes
 import functools
 import importlib.util
 
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu", "torch", "tensorrt")
+DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torch",
+    "tensorrt",
+    "tensorrt-cu12",
+    "tensorrt-cu13",
+    "cuda-bindings",
+)
 """What engines are made of, as package registries call it."""
 _NAME_BYTES = 256
 
