@@ -124,8 +124,8 @@ def main() -> None:
         n_pipes, folder = int(arguments.write[0]), Path(arguments.write[1])
         write_pipes([folder / f"pipe{index}" for index in range(n_pipes)], aligned=arguments.aligned)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
         heard, usage = run_node(
             work,
             arguments.bundle.absolute() if arguments.bundle else trained_on_noise(work),

@@ -1,4 +1,4 @@
-"""What engines build on this node and keep: TensorRT plans, compiled torch packages, the engine that was found fastest.
+"""What engines build on this node and keep: TensorRT plans, their timing cache, the engine that was found fastest.
 
 Such a file is code: whoever loads one runs it. So only what this node built itself is handed out, byte for byte. Each
 file bears a seal, an HMAC-SHA256 of its key and content under a secret that never leaves the folder.
