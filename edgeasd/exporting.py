@@ -63,7 +63,7 @@ class Exporter:
         return self._turned_s is not None and self._monotonic_s() - self._turned_s < _STUCK_S
 
     def refresh(self, line: Line) -> None:
-        """Take note of what is only known by asking, and that the loop has turned; called twice a second."""
+        """Take note of what is only known by asking, and that the loop has turned; called every second."""
         self._turned_s = self._monotonic_s()
         for track in line.tracks:
             stats, last_ns = track.thread.stats, track.thread.last_block_ns
