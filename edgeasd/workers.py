@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from edgeasd.errors import UnavailableError
 
 _POLL_S = 1.0
 _STOP_S = 30.0
-_CODE = "import sys; from edgeasd.workers import serve; serve(int(sys.argv[1]))"
+_CODE = "import sys; from edgeasd.workers import serve; serve(int(sys.argv[1]), mortal=len(sys.argv) > 2)"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 T = TypeVar("T")
@@ -75,19 +76,23 @@ def work(
 
 
 def work_apart(
-    open_worker: Open[T, R], tasks: Iterable[T], *, workers: int, patience_s: Callable[[T], float]
+    open_worker: Open[T, R], tasks: Iterable[T], *, workers: int, patience_s: Callable[[T], float], mortal: bool = False
 ) -> Iterator[tuple[T, R | Lost]]:
-    """Do as `work` does, in other processes even where one is enough."""
-    pool = [_Process(open_worker) for _ in range(workers)]
+    """Do as `work` does, in other processes even where one is enough.
+
+    When this process is killed they end with their present task, and close what they hold; `mortal` ones die at once.
+    """
+    start = partial(_Process, open_worker, mortal=mortal)
+    pool = [start() for _ in range(workers)]
     try:
-        yield from _shared_out(pool, iter(tasks), open_worker, patience_s)
+        yield from _shared_out(pool, iter(tasks), start, patience_s)
     finally:
         for process in pool:
             process.kill()
 
 
 def _shared_out(
-    pool: list[_Process], tasks: Iterator[Any], open_worker: Open[Any, Any], patience_s: Callable[[Any], float]
+    pool: list[_Process], tasks: Iterator[Any], start: Callable[[], _Process], patience_s: Callable[[Any], float]
 ) -> Iterator[tuple[Any, Any]]:
     busy = []
     for process, task in zip(pool, tasks, strict=False):  # in this order no task is taken that no process is left for
@@ -106,7 +111,7 @@ def _shared_out(
                 continue
             if isinstance(result, Lost):  # another one takes the dead one's place
                 pool.remove(process)
-                process = _Process(open_worker)  # noqa: PLW2901
+                process = start()  # noqa: PLW2901
                 pool.append(process)
             process.give(following, patience_s(following))
             busy.append(process)
@@ -117,11 +122,11 @@ def _shared_out(
 class _Process:
     """A worker process seen from outside."""
 
-    def __init__(self, open_worker: Open[Any, Any]) -> None:
+    def __init__(self, open_worker: Open[Any, Any], *, mortal: bool) -> None:
         self.connection, theirs = Pipe()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(  # noqa: S603  # this interpreter, this module
-            [sys.executable, "-c", _CODE, str(theirs.fileno())],
+            [sys.executable, "-c", _CODE, str(theirs.fileno()), *(["mortal"] if mortal else [])],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             env=environment,
@@ -198,11 +203,11 @@ class _Process:
         return f"ended its process by {signal.Signals(-code).name}" if code < 0 else f"ended its process with {code}"
 
 
-def serve(descriptor: int) -> None:
+def serve(descriptor: int, *, mortal: bool) -> None:
     """Work in a process of its own for whoever holds the other end of a connection, until that says None or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes; only the first one decides
-    # Killed, the first one can tell nobody; the work of hours should not go on for nothing.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if mortal:  # killed, the first one can tell nobody; a task of hours should not go on for nothing
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     with Connection(descriptor) as connection:
         try:
             with connection.recv()() as do:

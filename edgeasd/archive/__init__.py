@@ -196,7 +196,7 @@ def _outcomes(
     if processes <= 1:
         return _here(setup, takes, bench)
     judges.close()
-    return work_apart(partial(open_player, setup), takes, workers=processes, patience_s=endless)
+    return work_apart(partial(open_player, setup), takes, workers=processes, patience_s=endless, mortal=True)
 
 
 def _here(setup: Setup, takes: Sequence[Take], bench: Bench) -> Outcomes:
@@ -205,7 +205,7 @@ def _here(setup: Setup, takes: Sequence[Take], bench: Bench) -> Outcomes:
 
 
 def _alone(setup: Setup, take: Take) -> Outcomes:
-    return work_apart(partial(open_player, setup), [take], workers=1, patience_s=endless)
+    return work_apart(partial(open_player, setup), [take], workers=1, patience_s=endless, mortal=True)
 
 
 def _make_places(tables: TablePaths, names: Sequence[str]) -> None:

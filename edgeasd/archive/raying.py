@@ -31,7 +31,7 @@ class Seat:
         self._parts = Parts(Path(self._folder.name))
         play = partial(open_player, replace(setup, parts=self._parts))
         self._next: Take | None = None
-        self._outcomes = work_apart(play, iter(lambda: self._next, None), workers=1, patience_s=endless)
+        self._outcomes = work_apart(play, iter(lambda: self._next, None), workers=1, patience_s=endless, mortal=True)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, bytes]:
         """Play one recording; rows hold pickles, which only the two ends look into."""

@@ -39,7 +39,7 @@ from tests.conftest import ROOT, _soundscape
 RATE_HZ = 16000
 SMALL = (
     "features.n_mels=16", "features.hop_frames=800", "data.window_s=0.5", "data.hop_s=0.1", "data.held_out_hop_s=0.1",
-    "fit.accelerator=cpu", "fit.min_steps=1", "fit.batch_size=16",
+    "fit.accelerator=cpu", "fit.min_steps=1", "fit.batch_size=16", "export.precisions=[]",
 )  # fmt: skip
 """Overrides that make a fit a matter of a second."""
 

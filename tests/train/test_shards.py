@@ -20,9 +20,10 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from edgeasd import workers
 from edgeasd.capture.convert import Channel
 from edgeasd.errors import CannotWriteError, UnavailableError
-from edgeasd_train.corpus import Sound, load, shards, workers
+from edgeasd_train.corpus import Sound, load, shards
 from edgeasd_train.corpus.decode import int16_blocks
 from edgeasd_train.corpus.discover import Recordings, discover
 from edgeasd_train.corpus.load import BadFile, Cache, load_sounds

@@ -34,7 +34,7 @@ from tests.conftest import MakeSoundscape, Soundscape
 RATE_HZ = 16000
 NORMAL_S = 60.0
 EVENTS = ((64.0, 65.5), (71.0, 71.8), (80.0, 83.0), (90.0, 90.6))
-QUICK = ["fit.epochs=1", "fit.min_steps=12", "fit.batch_size=16"]
+QUICK = ["fit.epochs=1", "fit.min_steps=12", "fit.batch_size=16", "export.precisions=[]"]
 
 
 @dataclass(frozen=True)
