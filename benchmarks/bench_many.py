@@ -65,11 +65,12 @@ def run_node(work: Path, bundle: Path, *, n_sources: int, seconds: float, aligne
             "state_dir": str(work / "state"),
         }
         (work / "config.yaml").write_text(json.dumps(settings))  # YAML holds JSON
-        node = subprocess.Popen([EDGEASD, "run", "-c", str(work / "config.yaml")], env=one_thread())
+        with (work / "node.log").open("wb") as log:
+            node = subprocess.Popen([EDGEASD, "run", "-c", str(work / "config.yaml")], env=one_thread(), stderr=log)
         flags = ["--aligned"] if aligned else []
         writer = subprocess.Popen([sys.executable, "-m", __spec__.name, "--write", str(n_sources), str(work), *flags])
         try:
-            assert heard.first.wait(SETTLE_S), "no score came"
+            assert heard.first.wait(SETTLE_S), f"no score came: {(work / 'node.log').read_text()[-500:]}"
             time.sleep(SETTLE_S)
             heard.clear()
             usage = measure_usage(node.pid, seconds=seconds, n_sources=n_sources)
