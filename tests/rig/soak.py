@@ -1,6 +1,7 @@
 """A node for hours, with everything that happens to nodes: does it grow, and does it lose anything?
 
     python -m tests.rig.soak --hours 1 [--bundle FILE] [--keep DIR]      (make soak HOURS=1)
+    python -m tests.rig.soak --hours 1 --hop 0.1 --calm                  (five times the windows, and no faults)
 
 The installed `edgeasd run` with a bundle listens to two PulseAudio microphones with generated sound and publishes to a
 mosquitto with a durable subscriber. In the first half of the time all faults come in turn, also those that end the
@@ -188,6 +189,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--bundle", type=Path, help="default: one trained here on generated sound")
+    parser.add_argument("--hop", type=float, default=0.5, help="seconds; a shorter one brings growth sooner")
+    parser.add_argument("--calm", action="store_true", help="no faults")
     parser.add_argument("--keep", type=Path, help="leave logs and state here")
     arguments = parser.parse_args()
     with ExitStack() as stack:
@@ -196,7 +199,8 @@ def main() -> int:
         bundle = (arguments.bundle or train_bundle(scratch)).resolve()
         duration_s = 3600.0 * arguments.hours
         print(machine_line(), flush=True)
-        outcome = soak(scratch, Plan(duration_s, hourly(duration_s), bundle))
+        faults = [] if arguments.calm else hourly(duration_s)
+        outcome = soak(scratch, Plan(duration_s, faults, bundle, hop_s=arguments.hop))
     print_report(outcome)
     return 0 if verdict(outcome).kept else 1
 
