@@ -167,12 +167,26 @@ class Database:
             raise sqlite3.DatabaseError(verdict)
         if version > self._schema_version:
             raise sqlite3.DatabaseError(f"schema {version} is newer than {self._schema_version}")
+        _try_to_write(db, version)
         if not _layout(db):
             db.executescript(f"BEGIN IMMEDIATE; {self._schema} PRAGMA user_version={self._schema_version}; COMMIT")
         with closing(sqlite3.connect(":memory:")) as model:
             model.executescript(self._schema)
             if _layout(db) != _layout(model):
                 raise sqlite3.DatabaseError("it holds other tables than an outbox has")
+
+
+def _try_to_write(db: sqlite3.Connection, version: int) -> None:
+    """Begin to write and take it back: a damaged header can say that the file may only be read; nothing else tells."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            db.execute(f"PRAGMA user_version={version}")
+        finally:
+            db.execute("ROLLBACK")
+    except sqlite3.OperationalError as exc:
+        if _code(exc) != sqlite3.SQLITE_BUSY:  # somebody else writes, so it can be written
+            raise
 
 
 def _layout(db: sqlite3.Connection) -> list[tuple[str, ...]]:

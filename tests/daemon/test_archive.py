@@ -96,6 +96,7 @@ def _alive(pid: int) -> bool:
 def _interrupted(archive: Path, out: Path, number: signal.Signals, *, group: bool) -> tuple[int, str, int]:
     """Send a signal when something, but not the long one, is done; return exit code, stderr and how many are done."""
     command = _command(archive, "--jobs", "2", out=out)
+    command = ["env", "--default-signal=INT", *command]  # who runs tests in the background ignores it
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     parts = out / "scores.csv.parts"
     until_s = time.monotonic() + 60.0

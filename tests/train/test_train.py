@@ -363,7 +363,9 @@ def run_command(arguments: list[str]) -> int:
 def test_the_command_trains_and_keeps_the_terminal_clean(
     trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sets = [part for override in ["data.end_s=40", *QUICK] for part in ("--set", override)]
+    sets = [
+        part for override in ["data.end_s=40", *QUICK, "export.precisions=[fp16, int8]"] for part in ("--set", override)
+    ]
     output = tmp_path / "my model.edgeasd"
     arguments = ["train", str(trained.recording), "-o", str(output), "--seed", "5", *sets]
     assert run_command([*arguments, "--cache-dir", str(trained.cache_dir)]) == 0

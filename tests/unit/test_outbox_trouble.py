@@ -52,7 +52,7 @@ def test_file_that_is_laid_out_otherwise_is_set_aside(tmp_path: Path, statements
     assert len(aside(tmp_path)) == 1
 
 
-@pytest.mark.parametrize(("at", "value"), [(19, 9), (47, 5)])
+@pytest.mark.parametrize(("at", "value"), [(18, 3), (19, 9), (47, 5)])
 def test_header_of_a_file_nobody_can_read_or_write_is_damage(tmp_path: Path, at: int, value: int) -> None:
     with Outbox(tmp_path) as outbox:
         outbox.put(events(1), durable=True)
